@@ -132,6 +132,7 @@ def fetch_folder(hub_id: str) -> pathlib.Path:
         # Offline, and another program filled the cache, perhaps without all files.
         repository_names = {*os.listdir(folder)}
     weights_files = folder_files.WEIGHTS_FILES
+    # Only the first is fetched: the names are in order of preference.
     patterns = [name for name in weights_files if name in repository_names][:1]
     if not patterns:
         raise InputError(f"{hub_id} has none of {', '.join(weights_files)}")

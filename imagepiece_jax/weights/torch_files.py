@@ -152,8 +152,8 @@ class _StateDictUnpickler(pickle.Unpickler):
 
     def __init__(self, file: BinaryIO, read_bytes: Callable[[_Storage], bytes]) -> None:
         super().__init__(file)
-        # Tensors after another may share a storage. More are not kept: a file may have
-        # many GB.
+        # Consecutive tensors may share a storage. Only one is kept, because a file may
+        # have many GB.
         self._read_bytes = functools.lru_cache(maxsize=1)(read_bytes)
         self.storages: dict[str, _Storage] = {}
 

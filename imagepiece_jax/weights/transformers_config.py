@@ -206,6 +206,7 @@ def parse_transformers(
             hidden_width = (int(hidden_width * 2 / 3) + 7) // 8 * 8
     label_names = None
     if id2label:
+        # None: a class without an entry
         label_names = tuple(id2label.get(str(i)) for i in range(len(id2label)))
         if label_names == tuple(f"LABEL_{i}" for i in range(len(id2label))):
             label_names = None  # transformers' placeholders

@@ -73,37 +73,24 @@ def test_a_towers_head_needs_its_problem_type(tmp_path):
         assert vit.config.head.has_classes
 
 
-WRAPPERS = ("module.model", "_orig_mod.module.net", "model._orig_mod.module")
-
-
-@pytest.mark.parametrize("wrapped", [*WRAPPERS, "_fsdp_wrapped_module"])
-@pytest.mark.parametrize("inside", ["", "_checkpoint_wrapped_module."])
-def test_a_models_wrappers_are_removed_from_names(wrapped, inside):
+@pytest.mark.parametrize(
+    "wrapped, inside",
+    [
+        ("module.model", ""),
+        ("_orig_mod.module.net", "_checkpoint_wrapped_module."),
+        ("model._orig_mod.module", ""),
+        ("_fsdp_wrapped_module", "_checkpoint_wrapped_module."),
+    ],
+)
+def test_wrappers_and_vits_pooler_are_left_out(wrapped, inside):
     """In any order and number, and inside names, beside a classifier."""
     tensors, _ = read_fixture("transformers_vit")
     expected = naming.read_timm_tensors(tensors)
-    renamed = {}
+    renamed = {f"{wrapped}.vit.pooler.dense.weight": np.ones((24, 24))}
     for name in tensors:
         in_block = name.replace(".layer.0.", f".layer.0.{inside}")
         renamed[f"{wrapped}.{in_block}"] = tensors[name]
-    assert len(renamed) == len(tensors)
     chex.assert_trees_all_equal(naming.read_timm_tensors(renamed), expected)
-
-
-def test_a_pooler_with_a_norm_is_refused():
-    """BEiT's pooler reads a mean. ViT's has one layer, which is left out."""
-    tensors, _ = read_fixture("transformers_vit")
-    tensors["vit.pooler.dense.weight"] = np.ones((24, 24))
-    assert not any("pooler" in name for name in naming.read_timm_tensors(tensors))
-    tensors["vit.pooler.layernorm.weight"] = np.ones(24)
-    with refused("tensor vit.pooler.layernorm.weight is not part"):
-        naming.read_timm_tensors(tensors)
-
-
-def test_names_that_differ_by_wrappers_are_refused():
-    names = ("blocks.0.norm1.weight", "blocks.0._orig_mod.norm1.weight")
-    with refused("are the same part, blocks.0.norm1.weight"):
-        naming.read_timm_tensors(dict.fromkeys(names, np.ones(3)))
 
 
 def test_heads_shown_by_kernels_are_compared(tmp_path):
@@ -155,6 +142,7 @@ VISION_NAMES = [
     for x in ("patch_embedding.weight", "class_embedding")
 ]
 LLM = "language_model.model.embed_tokens.weight"
+BEIT_NORM = "vit.pooler.layernorm.weight"
 SCALAR = {PROJ: np.zeros(3), "cls_token": np.array(1.0)}
 
 
@@ -170,6 +158,9 @@ SCALAR = {PROJ: np.zeros(3), "cls_token": np.array(1.0)}
         (zeros(PATCHES, *ATTENTION), "blocks.0.attn.k.weight, but not blocks.0.attn.v"),
         (zeros(*VISION_NAMES, "classifier.weight"), "CLIPForImageClassification"),
         (SCALAR, "do not fit"),
+        # BEiT's pooler reads a mean.
+        (zeros(f"vit.{PATCHES}", BEIT_NORM), f"tensor {BEIT_NORM} is not part"),
+        (zeros("blocks.0.a", "blocks.0._orig_mod.a"), "are the same part, blocks.0.a"),
     ],
 )
 def test_an_unsupported_checkpoint_is_refused(tensors, message):
