@@ -34,7 +34,6 @@ def main(
     from imagepiece_jax.evaluation.evaluate import evaluate
     from imagepiece_jax.evaluation.labeled_images import find_data_name
     from imagepiece_jax.exporters.self_test import find_difference
-    from imagepiece_jax.models.pretrained import Pretrained
     from imagepiece_jax.weights.folder_files import list_input_files
 
     program = weights.open_exported()
@@ -49,8 +48,6 @@ def main(
         inputs = (weights.weights, find_data_name(model, data.data))
         check_writable("json", json, (".json",), list_input_files(*inputs))
     notes = [model.config.preprocessing.description]
-    if isinstance(model, Pretrained):
-        notes += model.origin.describe_differences(model)
     if model.origin.averaged:
         notes.insert(0, "averaged weights")
     metrics = evaluate(model, optimized=optimized, gelu=gelu, **vars(data))

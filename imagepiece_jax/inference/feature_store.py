@@ -81,10 +81,10 @@ def open_store(
         if not is_new and earlier != made_by:
             from imagepiece_jax.models import record  # and JAX: not for `read_features`
 
-            (field, *_), *_ = differences = record.list_differences(made_by, earlier)
+            field, value, old_value = record.list_differences(made_by, earlier)[0]
             if field == "reduction" and typed_reduction != earlier_typed:
-                differences[0] = field, typed_reduction, earlier_typed
-            problem = record.describe_difference(differences, f"{file} was made with")
+                value, old_value = typed_reduction, earlier_typed
+            problem = f"is {value}, but {file} was made with {old_value}"
             raise InputError(f"{field} {problem}; give another file")
         connection.executescript(OPENING)
         if is_new:

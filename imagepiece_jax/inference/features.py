@@ -23,9 +23,8 @@ from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.data import normalize, pictures
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.models.explicit_axes import on_auto_axes
 from imagepiece_jax.models.pretrained import Pretrained, check_loaded
-from imagepiece_jax.models.vit import Outputs, ViT, final_norm
+from imagepiece_jax.models.vit import Outputs, ViT, final_norm, on_auto_axes
 from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.state import Masking
 

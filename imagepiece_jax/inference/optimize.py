@@ -30,7 +30,7 @@ from imagepiece_jax.inference import size_direction
 from imagepiece_jax.kernels import choice, folded_stem
 from imagepiece_jax.kernels.attention import ATTENTION_BACKENDS, resolve_backend
 from imagepiece_jax.kernels.size_direction import SIZE_ENCODINGS
-from imagepiece_jax.models import stems
+from imagepiece_jax.models import layers
 from imagepiece_jax.models.architecture import GELU_KINDS
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.cost import dead_macs, model_macs
@@ -388,7 +388,7 @@ def fold_and_cast(
         num_joined_pixels = count_joined_pixels(model, device) if device else 1
         batch_stats = variables.get("batch_stats", {}).get("patch_embed", {})
         params["patch_embed"] = folded_stem.fold_stem(
-            params["patch_embed"], batch_stats, stems.NORM_EPSILON, num_joined_pixels
+            params["patch_embed"], batch_stats, layers.NORM_EPSILON, num_joined_pixels
         )
         model = model.with_execution(folded=num_joined_pixels)
 

@@ -1,7 +1,7 @@
 """Stems for inference: equal values in fewer GPU kernels.
 
-`models.stems` defines both stems. `fold_stem` rewrites a trained stem's parameters once
-for a FoldedStem, so `reference_forms` changes nothing here.
+`models.layers` defines both stems. `fold_stem` rewrites a trained stem's parameters
+once for a FoldedStem, so `reference_forms` changes nothing here.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Self-attention and the token scores for reducers.
+"""Self-attention with token scores for reducers, and attention pooling.
 
 A separate product computes the class token's attention row, so the attention itself can
 run as a fused kernel without an N x N matrix.
@@ -12,27 +12,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from imagepiece_jax.kernels import attention_scores
-from imagepiece_jax.kernels.array_shapes import QueryHeads, TokenHeads, TokenRows
-from imagepiece_jax.kernels.attention import (
-    attention_columns,
-    attention_map,
-    dot_product_attention,
-    pad_for_training,
-    pad_tokens,
-    weighted_sum,
-)
+from imagepiece_jax.kernels import array_shapes, attention_scores
+from imagepiece_jax.kernels import attention as attention_kernels
+from imagepiece_jax.kernels.array_shapes import AllRows, TokenHeads, TokenRows
 from imagepiece_jax.kernels.size_direction import add_sizes
 from imagepiece_jax.kernels.token_layout import flatten_tokens, row_shape
+from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import Execution, ViTConfig
-from imagepiece_jax.models.layers import LayerNorm, dense_layer
+from imagepiece_jax.models.layers import NORMAL_INIT, LayerNorm, Mlp, dense_layer
 from imagepiece_jax.reduction.state import TokenState
 
 
 class Heads(NamedTuple):
     """Queries, keys and values of N tokens, including the prefix."""
 
-    query: QueryHeads  # of all or of the first tokens
+    query: array_shapes.QueryHeads  # of all or of the first tokens
     key: TokenHeads
     value: Any  # [batch, tokens, heads, head_dim]; None: not computed yet
     # "query", "key" and "value" before rotary positions rotate them, and "input", the
@@ -81,15 +75,15 @@ class Attention(nn.Module):
         """
         num_tokens = x.shape[1]
         if train and state.mask is None and num_queries is None:
-            x = pad_for_training(x, self.execution.attention_impl)
+            x = attention_kernels.pad_for_training(x, self.execution.attention_impl)
         heads = self.project_heads(x, state, num_queries=num_queries)
         query, key, value, _, key_bias, mask = heads
         if mask is not None:
-            attention = attention_map(query, key, key_bias, mask)
-            out = weighted_sum(attention, value)
+            attention = attention_kernels.attention_map(query, key, key_bias, mask)
+            out = attention_kernels.weighted_sum(attention, value)
         else:
             backend = self.execution.attention_impl
-            out = dot_product_attention(
+            out = attention_kernels.dot_product_attention(
                 query, key, value, key_bias, backend=backend, length=num_tokens
             )
         scores = self.token_scores(heads, score_names, state)
@@ -120,13 +114,14 @@ class Attention(nn.Module):
             score_inputs["value"] = value
         rotary = self.config.arch.rotary
         if rotary is not None:
-            arguments = (self.config.head_dim, state.num_prefix)
-            coordinates: Any = state.coordinates  # a rotary model's tokens have them
+            widths = (self.config.head_dim, state.num_prefix)
             # With a grid nothing is reduced yet: all images share their positions.
             if state.grid:
-                rotations = rotary.grid_rotations(state.grid, *arguments)
+                rotations = rotary.grid_rotations(state.grid, *widths)
             else:
-                rotations = rotary.rotations(coordinates, *arguments)
+                coordinates: Any = state.coordinates  # set in a rotary model
+                rotations = rotary.rotations(coordinates, *widths)
+            pad_tokens = attention_kernels.pad_tokens
             cos, sin = (pad_tokens(cast(Any, a), x.shape[1]) for a in rotations)
             key = rotary.rotate(key, (cos, sin))
             query = rotary.rotate(query, (cos[:, :num_queries], sin[:, :num_queries]))
@@ -135,14 +130,14 @@ class Attention(nn.Module):
             key_bias = jnp.log(state.effective_size)
         return Heads(query, key, value, score_inputs, key_bias, state.full_mask)
 
-    def project_values(self, x: TokenRows) -> TokenHeads:
-        """Project normed tokens to values."""
-        return self._split_heads(self.v(flatten_tokens(x)), x)
-
     def _split_heads(self, token_rows, x):
         """Split rows of tokens x into heads."""
         shape = (x.shape[0], -1, self.config.num_heads, self.config.head_dim)
         return token_rows.reshape(shape)
+
+    def project_values(self, x: TokenRows) -> TokenHeads:
+        """Project normed tokens to values."""
+        return self._split_heads(self.v(flatten_tokens(x)), x)
 
     def token_scores(
         self, heads: Heads, score_names: Set[str], state: TokenState
@@ -176,7 +171,7 @@ class Attention(nn.Module):
             attention = attention_scores.mean_attention(queries, key, bias)
             scores["cls_and_mean_attn"] = attention[:, image_slice]
         if "attn_columns" in score_names:
-            columns = attention_columns(query, key, bias, live_mask)
+            columns = attention_kernels.attention_columns(query, key, bias, live_mask)
             scores["attn_columns"] = columns[:, image_slice]
         if "input" in score_names:
             scores["input"] = heads.score_inputs["input"][:, image_slice]
@@ -225,11 +220,89 @@ class DirectedAttention(Attention):
         if "key" in score_names:
             # Reducers compare the mean key over heads without sizes, a product of its
             # own.
-            x, dtype = heads.score_inputs["input"], self.execution.dtype
-            rows, kernel = flatten_tokens(x).astype(dtype), self.mean_key.astype(dtype)
+            x = heads.score_inputs["input"]
+            rows = flatten_tokens(x).astype(self.execution.dtype)
+            kernel = self.mean_key.astype(self.execution.dtype)
             product = jnp.dot(rows, kernel, preferred_element_type=jnp.float32)
             mean_keys = product + self.mean_key_bias.astype(jnp.float32)[None]
             mean_keys = mean_keys.reshape(*x.shape[:2], -1)
-            scores["all_keys"] = mean_keys[:, : state.x.shape[1]]
+            scores["all_keys"] = mean_keys[:, : state.x.shape[1]]  # without padding
             scores["key"] = state.image_rows(scores["all_keys"])
         return scores
+
+
+def cut_pooled_tokens(
+    x: AllRows, state: TokenState, arch: Architecture
+) -> tuple[TokenRows, array_shapes.TokenValues, array_shapes.TokenValues | None]:
+    """Cut all tokens x to the pool's input: (tokens, sizes, mask or None)."""
+    if arch.pool_include_prefix:
+        return x, state.effective_size, state.full_mask
+    return state.image_rows(x), state.image_rows(state.effective_size), state.mask
+
+
+class AttentionPool(nn.Module):
+    """Attention from a learned probe to the live tokens, then an MLP, as in SigLIP.
+
+    Source: Zhai et al. 2022, "Scaling vision transformers", section 3.4.
+    """
+
+    config: ViTConfig
+    dtype: jnp.dtype = jnp.float32
+    prop_attn: bool = False  # add log(size) to the logits
+
+    def setup(self) -> None:
+        width = self.config.embed_dim
+        self.latent = self.param("latent", NORMAL_INIT, (1, 1, width))
+        self.q = dense_layer(width, self.dtype)
+        self.k = dense_layer(width, self.dtype)
+        self.v = dense_layer(width, self.dtype)
+        self.proj = dense_layer(width, self.dtype)
+        self.norm = LayerNorm(self.dtype, self.config.arch.norm_eps)
+        mlp_ratio = self.config.arch.pool_mlp_ratio or self.config.mlp_ratio
+        self.mlp = Mlp(round(width * mlp_ratio), self.config.arch.gelu, self.dtype)
+
+    def __call__(self, x: AllRows, state: TokenState) -> Float[Array, "batch dim"]:
+        """Pool x, the normed tokens of `state`."""
+        x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
+        query = self._probe_query()
+        key = self._split_heads(self.k(x))
+        value = self._split_heads(self.v(x))
+        bias = jnp.log(size) if self.prop_attn else None
+        if mask is None:
+            queries = jnp.repeat(query, x.shape[0], axis=0)
+            pooled = attention_kernels.dot_product_attention(queries, key, value, bias)
+        else:
+            pooled = attention_kernels.attend_live_tokens(query, key, value, mask, bias)
+        pooled = pooled.reshape(x.shape[0], self.config.embed_dim).astype(self.dtype)
+        pooled = self.proj(pooled)
+        return pooled + self.mlp(self.norm(pooled))
+
+    def probe_scores(self, x: AllRows, state: TokenState) -> array_shapes.TokenValues:
+        """The probe's attention to image tokens, mean over heads.
+
+        x: the normed tokens of `state`
+        """
+        # All tokens share the query, so the query is multiplied into the key
+        # projection: one product of the tokens with [D, H] is left. The projection's
+        # bias adds the same number to all logits and is left out.
+        x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
+        if self.is_initializing():
+            self.k(x)
+        query = self._probe_query()[0, 0].astype(jnp.float32)
+        kernel = self.k.variables["params"]["kernel"].astype(jnp.float32)
+        kernel = kernel.reshape(self.config.embed_dim, *query.shape)
+        query_kernel = jnp.einsum("xhd,hd->xh", kernel, query, precision="highest")
+        x = x.astype(jnp.float32)
+        logits = jnp.einsum("bnx,xh->bnh", x, query_kernel, precision="highest")
+        bias = jnp.log(size) if self.prop_attn else jnp.zeros_like(size)
+        if mask is not None:
+            bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
+        attn = attention_scores.mean_softmax(logits * query.shape[-1] ** -0.5, bias)
+        return state.image_rows(attn) if self.config.arch.pool_include_prefix else attn
+
+    def _probe_query(self):
+        return self._split_heads(self.q(self.latent.astype(self.dtype)))
+
+    def _split_heads(self, x):
+        num_heads = self.config.arch.pool_heads or self.config.num_heads
+        return x.reshape(*x.shape[:2], num_heads, -1)

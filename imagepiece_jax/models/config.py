@@ -20,7 +20,7 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.attention import Backend
 from imagepiece_jax.models.architecture import DEIT, Architecture
-from imagepiece_jax.models.stems import STEM_KINDS, conv_stem_widths
+from imagepiece_jax.models.layers import STEM_KINDS, conv_stem_widths
 
 MAX_WIDTH = 10**5  # upper bound of widths and depths, far above any model
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, pixels in [0, 1]
@@ -49,7 +49,7 @@ class Head:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether the head has classes: neither missing nor a projection."""
+        """Whether the head has classes or a regression's numbers: no projection."""
         return self.num_classes > 0 and self.problem_type != PROJECTION
 
     @property
@@ -112,7 +112,7 @@ class ViTConfig:
     num_heads: int  # attention heads per block
     patch_size: int  # pixels a side
     mlp_ratio: float = 4.0  # MLP hidden width / embed_dim
-    stem: str = "patch"  # or "conv" (`models.stems`)
+    stem: str = "patch"  # or "conv" (`models.layers`)
     arch: Architecture = DEIT
     num_classes: int = 1000  # 0: no head
     problem_type: str = SINGLE_LABEL  # the logits' meaning, from PROBLEM_TYPES

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import jax
 
-from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.common.tables import text_table
-from imagepiece_jax.models.stems import conv_stem_widths
+from imagepiece_jax.models.config import ViTConfig
+from imagepiece_jax.models.layers import conv_stem_widths
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.block_plan import BlockPlan, plan_blocks
@@ -114,8 +114,7 @@ def _part_macs(model):
     config = model.config
     width = config.embed_dim
     arch = config.arch
-    stem_fields = (config.stem, width, config.image_size, config.patch_size)
-    macs: list[float] = [stem_macs(*stem_fields)]
+    macs: list[float] = [stem_macs(config)]
     for block_plan in model.plan:
         macs.append(block_macs(model, block_plan) + reducer_macs(model, block_plan))
     num_classifiers = 2 if arch.dist_token else 1
@@ -180,17 +179,15 @@ def _part_parameters(model):
     return [stem_count, *block_counts, head_count]
 
 
-def stem_macs(
-    stem: str, embed_dim: int, image_size: ImageSize = 224, patch_size: int = 16
-) -> int:
+def stem_macs(config: ViTConfig) -> int:
     """A stem's MACs for one RGB image, cut to whole patches."""
-    num_patches = math.prod(side // patch_size for side in image_sides(image_size))
-    if stem == "patch":
-        return num_patches * 3 * patch_size**2 * embed_dim
-    macs = num_patches * embed_dim**2
-    num_pixels = num_patches * patch_size**2
+    num_patches = math.prod(config.grid)
+    num_pixels = num_patches * config.patch_size**2
+    if config.stem == "patch":
+        return num_pixels * 3 * config.embed_dim
+    macs = num_patches * config.embed_dim**2
     width_in = 3
-    for width in conv_stem_widths(embed_dim, patch_size):
+    for width in conv_stem_widths(config.embed_dim, config.patch_size):
         num_pixels //= 4
         macs += num_pixels * 9 * width_in * width
         width_in = width

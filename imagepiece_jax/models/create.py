@@ -74,9 +74,8 @@ def make_execution(
     dtype = checked_dtype(dtype)
     check_choice("attention", attention, ATTENTION_BACKENDS)
     backend = resolve_backend(attention, dtype, config.head_dim)
-    return Execution(
-        dtype=jnp.dtype(dtype), attention_impl=backend, attention=attention
-    )
+    fields = {"attention_impl": backend, "attention": attention}
+    return Execution(dtype=jnp.dtype(dtype), **fields)
 
 
 def build_model(
@@ -109,20 +108,18 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
         contract.check_plan(plan, facts.class_token, facts.pool, config.grid)
     # The config's default comes first: MAE's weights, for example, work without
     # proportional attention.
-    default_prop_attn = config.prop_attn
-    if default_prop_attn is None:
-        default_prop_attn = fitted_reduction.method.default_prop_attn
-    prop_attn = fitted_reduction.prop_attn
-    if prop_attn in (None, default_prop_attn):
-        prop_attn = default_prop_attn
+    prop_attn = config.prop_attn
+    if prop_attn is None:
+        prop_attn = fitted_reduction.method.default_prop_attn
+    if fitted_reduction.prop_attn in (None, prop_attn):
         # Explicit and implicit defaults give one Reduction.
         fitted_reduction = dataclasses.replace(fitted_reduction, prop_attn=None)
+    else:
+        prop_attn = fitted_reduction.prop_attn
     return model.clone(plan=plan, prop_attn=prop_attn, reduction=fitted_reduction)
 
 
-def fit_to_cost(
-    reduction: Reduction, model: ViT, tolerance: float = COST_TOLERANCE
-) -> Reduction:
+def fit_to_cost(reduction: Reduction, model: ViT) -> Reduction:
     """Replace a reduction's cost `macs` by token counts, or by fields of its method.
 
     A bare share of the MACs gets the recommended method. A reduction without a cost is
@@ -137,8 +134,7 @@ def fit_to_cost(
     if type(method) is Method:  # a placeholder such as Method(macs=0.5)
         method = replace_placeholder(method, facts)
     model = model.clone(parent=None)  # hashable, which Flax's stubs do not say
-    # pyrefly: ignore[bad-argument-type]
-    ratio = _nearest_ratio(method, macs, model, tolerance)
+    ratio = _nearest_ratio(method, macs, model)  # pyrefly: ignore[bad-argument-type]
     fitted_method = method.at_ratio(ratio, facts)
     return dataclasses.replace(reduction, method=fitted_method, typed=str(reduction))
 
@@ -154,30 +150,24 @@ def log_reduction(reduction: Reduction, model: ViT) -> None:
     counts = {i: plan.counts.n_out for i, plan in block_plans if plan.counts}
     line = f"{method_name}: all tokens stay at this cost"
     if counts:
-        block_noun = "block" if len(counts) == 1 else "blocks"
-        place = f"{block_noun} {', '.join(map(str, counts))}"
-        if len(counts) == model.depth:
-            place = "every block"
-        line = f"{method_name} in {place}; counts "
-        line += f"{', '.join(map(str, counts.values()))}; "
+        line = f"{method_name} in blocks {', '.join(map(str, counts))}; "
+        line += f"counts {', '.join(map(str, counts.values()))}; "
         line += f"{share_of_dense(model):.2f} of the MACs"
     log.info(line)
 
 
 @functools.lru_cache(maxsize=256)
-def _nearest_ratio(method, target, model, tolerance):
+def _nearest_ratio(method, target, model):
     """Bisect for the ratio whose share of the dense MACs is nearest to `target`.
 
-    Raises InputError if the nearest cost misses by more than the tolerance.
+    Raises InputError if the nearest cost misses by more than COST_TOLERANCE.
     """
     facts = model.facts_for_methods()
     shares = {}  # {ratio: share of the dense model's MACs}
     errors = {}  # {ratio: Unreachable}
 
     def compute_share(ratio):
-        """Compute a ratio's share of the MACs, and keep it in `shares`."""
-        reduced_method = method.at_ratio(ratio, facts)
-        plan = reduced_method.plan(facts, model.config.arch.prefix)
+        plan = method.at_ratio(ratio, facts).plan(facts, model.config.arch.prefix)
         shares[ratio] = share_of_dense(model.clone(plan=plan))
         return shares[ratio]
 
@@ -198,7 +188,7 @@ def _nearest_ratio(method, target, model, tolerance):
         else:
             low = middle
     nearest_ratio = min(shares, key=lambda ratio: abs(shares[ratio] - target))
-    if abs(shares[nearest_ratio] - target) <= tolerance:
+    if abs(shares[nearest_ratio] - target) <= COST_TOLERANCE:
         return nearest_ratio
     sentence = f"but the method's nearest cost is {shares[nearest_ratio]:.3f}"
     raise errors.get(high) or InputError(f"macs is {target:g}, {sentence}")
@@ -212,7 +202,17 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
     Raises InputError for fields that do not fit.
     """
     model_fields = run_config["model"]
-    config_fields: dict[str, Any] = _read_model_fields(run_config)
+    # The named model's crop belongs to its published weights, not to this run.
+    crop_fields = read_fields(run_config["data"])
+    config_fields: dict[str, Any] = {
+        "preprocessing": Preprocessing(run_config["image_size"], **crop_fields),
+        "num_classes": run_config["num_classes"],
+    }
+    for field in (*RUN_SIZE_FIELDS, "stem", "mean", "std"):
+        if model_fields.get(field) is not None:
+            config_fields[field] = model_fields[field]
+    if ("mean" in config_fields) != ("std" in config_fields):
+        raise InputError("model.mean and model.std are given both, or neither")
     parts = model_fields["arch"].items()
     arch_fields = {k: replace_lists(v) for k, v in parts if v is not None}
     if model_fields["name"]:
@@ -229,18 +229,3 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
         config = ViTConfig(**normalization | config_fields, arch=arch)
     patch_grid(config.image_size, config.patch_size)  # raises for incomplete patches
     return config
-
-
-def _read_model_fields(run_config):
-    """Read the ViTConfig fields that a run's config sets."""
-    model_fields = run_config["model"]
-    # The named model's crop belongs to its published weights, not to this run.
-    crop_fields = read_fields(run_config["data"])
-    preprocessing = Preprocessing(run_config["image_size"], **crop_fields)
-    fields = {"preprocessing": preprocessing, "num_classes": run_config["num_classes"]}
-    for field in (*RUN_SIZE_FIELDS, "stem", "mean", "std"):
-        if model_fields.get(field) is not None:
-            fields[field] = model_fields[field]
-    if ("mean" in fields) != ("std" in fields):
-        raise InputError("model.mean and model.std are given both, or neither")
-    return fields

@@ -71,23 +71,6 @@ class Origin:
             if part in params and variables_digest(params[part]) == digest
         )
 
-    def describe_differences(self, vit: "Pretrained") -> list[str]:
-        """Describe a model's reduction and image size if they differ from training's.
-
-        vit: a model of these weights, recovered or not
-        """
-        lines = []
-        if self.reduction is not None and not vit.recovery:
-            trained_reduction = vit.reduced_model(self.reduction).reduction
-            if trained_reduction != vit.reduction:
-                trained_text = f"(trained with {trained_reduction})"
-                lines.append(f"reduction {vit.reduction} {trained_text}")
-        trained_size = self.image_size or vit.image_size
-        if image_sides(vit.image_size) != image_sides(trained_size):
-            trained_text = f"(trained with {size_text(trained_size)})"
-            lines.append(f"size {size_text(vit.image_size)} {trained_text}")
-        return lines
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Pretrained:
@@ -233,13 +216,12 @@ class Pretrained:
 
     def with_variables(self, variables: Mapping[str, Any]) -> Self:
         """The same model with new variables, for example trained further."""
-        # Recovered values were learned for the old variables, so they are dropped.
         origin = self.origin
         if origin.positions is not None:  # the new ones are of this size
             origin = dataclasses.replace(origin, image_size=None, positions=None)
-        return dataclasses.replace(
-            self, dense_variables=variables, recovery=None, origin=origin
-        )
+        # Recovered values were learned for the old variables.
+        changes = {"dense_variables": variables, "recovery": None, "origin": origin}
+        return dataclasses.replace(self, **changes)
 
     def variables_for(
         self, model: ViT, fresh_parts: Iterable[str] = (), seed: int = 0
@@ -295,9 +277,9 @@ class Pretrained:
 
     def with_default_execution(self, dtype: str | None = "float32") -> Self:
         """The same model with default execution, except dtype and attention kernel."""
-        now = self.model.execution
-        dtype = dtype or now.dtype.name
-        execution = make_execution(self.config, dtype, now.attention)
+        given = self.model.execution
+        dtype = dtype or given.dtype.name
+        execution = make_execution(self.config, dtype, given.attention)
         return dataclasses.replace(self, model=self.model.clone(execution=execution))
 
     def reduced_model(self, reduction: ReductionLike) -> ViT:
@@ -308,12 +290,15 @@ class Pretrained:
         """Tensors of `selectors` and of the model's own, which are newer."""
         # The model's selectors may have been trained after `self.selectors` was set.
         params = timm_tensors.selector_params(self.dense_variables)
-        tensors = timm_tensors.to_timm({"params": params})
-        # A block's older tensors all go: another selector may have other names.
-        blocks = {name.split(".")[1] for name in tensors}
-        older = self.selectors.items()
-        kept = {k: v for k, v in older if k.split(".")[1] not in blocks}
-        return kept | tensors
+        newer_tensors = timm_tensors.to_timm({"params": params})
+        # A block's older tensors all go: another selector may have other names. The
+        # block's number follows "reducer.".
+        newer_blocks = {name.split(".")[1] for name in newer_tensors}
+        tensors = {}
+        for name, tensor in self.selectors.items():
+            if name.split(".")[1] not in newer_blocks:
+                tensors[name] = tensor
+        return tensors | newer_tensors
 
     def with_model(self, model: ViT, seed: int | None = None) -> Self:
         """The same weights in another ViT, with resized position embeddings.
@@ -324,27 +309,26 @@ class Pretrained:
         seed: draws missing selectors; None: a missing selector raises InputError
         """
         origin = self.origin
-        parts = self.dense_variables["params"].items()
-        selector = timm_tensors.SELECTOR
-        params = {name: x for name, x in parts if not name.startswith(selector)}
+        params = dict(self.dense_variables["params"])
+        for name in timm_tensors.selector_params(self.dense_variables):
+            del params[name]
         if image_sides(model.config.image_size) != image_sides(self.image_size):
             trained_size = origin.image_size or self.image_size
-            positions = params.get("pos_embed")
             if origin.positions is not None:  # never resized twice
-                params["pos_embed"] = positions = origin.positions
-            trained = {"image_size": trained_size, "positions": positions}
-            origin = dataclasses.replace(origin, **trained)
+                params["pos_embed"] = origin.positions
+            origin = dataclasses.replace(
+                origin, image_size=trained_size, positions=params.get("pos_embed")
+            )
             params = resize_positions.fit_positions(params, model.config, trained_size)
         selectors = self.selectors
         if "selectors" not in self.untrained_kinds:
             selectors = self.collect_selectors()
+        fresh_parts = ()
+        if seed is not None:
+            fresh_parts = timm_tensors.list_missing_selectors(model, selectors)
+        known_variables = {**self.dense_variables, "params": params}
         variables, drawn_parts = timm_tensors.make_own_variables(
-            model,
-            selectors,
-            origin.title,
-            fresh_parts=() if seed is None else None,
-            seed=seed or 0,
-            known_variables={**self.dense_variables, "params": params},
+            model, selectors, origin.title, fresh_parts, seed or 0, known_variables
         )
         vit = dataclasses.replace(
             self,

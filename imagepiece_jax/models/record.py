@@ -5,26 +5,22 @@ of `compare`. Records hold whole objects, so new fields are never missed.
 """
 
 import dataclasses
-import reprlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
-if TYPE_CHECKING:
-    from imagepiece_jax.models.pretrained import Pretrained
-
 FLAX_FIELDS = ("parent", "name")  # of every Flax module, without effect on results
-MAX_NAMED_FIELDS = 3  # fields named in a sentence
 
 
 def model_record(
-    vit: "Pretrained", model: ViT | None = None, **other_values: Any
+    vit: Pretrained, model: ViT | None = None, **other_values: Any
 ) -> dict[str, Any]:
     """Make the record of a model with its weights.
 
@@ -87,20 +83,3 @@ def list_differences(
         else:
             differences.append((name, our_value, their_value))
     return differences
-
-
-def describe_difference(differences: list[tuple[str, Any, Any]], subject: str) -> str:
-    """Put the first difference into words, as a predicate of its field.
-
-    subject: the other record's owner and a verb, such as "vectors was started with"
-    """
-    (_, *values), *more_differences = differences
-    our_text, their_text = (
-        v if isinstance(v, str) else reprlib.repr(v) if v is not None else "none"
-        for v in values
-    )
-    predicate = f"is {our_text}, but {subject} {their_text}"
-    if more_differences:
-        field_names = [name for name, *_ in more_differences[: MAX_NAMED_FIELDS - 1]]
-        predicate += f" (also different: {', '.join(field_names)})"
-    return predicate

@@ -6,7 +6,7 @@ and biases, by learned values.
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
@@ -87,35 +87,27 @@ class RecoveredVariant:
 
     def fits_model(self, model: ViT) -> bool:
         """Whether a model has this variant's reduction, image size and depth."""
-        sides = image_sides(self.image_size)
-        return (
-            (model.reduction or DENSE_REDUCTION) == self.reduction
-            and image_sides(model.config.image_size) == sides
-            and model.depth == self.depth
-        )
+        sides = image_sides(model.config.image_size)
+        has_shape = sides == image_sides(self.image_size) and model.depth == self.depth
+        return has_shape and (model.reduction or DENSE_REDUCTION) == self.reduction
 
     def __str__(self) -> str:
-        change_text = f"{self.measure} {self.before:.4f}"
-        if self.off_the_shelf != self.before:
-            dense_text = f"{self.off_the_shelf:.4f} off the shelf"
-            change_text = f"{self.measure} {dense_text}, {self.before:.4f}"
+        from imagepiece_jax.common import statistics  # and SciPy, which `load` spares
+
+        change_text = f"stays; {NOTHING_LOWER}"
         if self.changed:
-            low, high = self.interval
-            difference = self.after - self.before
-            difference_text = f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]"
-            if low <= 0 <= high:
-                difference_text += ", within noise"
-            change_text += f" -> {self.after:.4f} ({difference_text})"
+            change = statistics.Estimate(self.after - self.before, *self.interval)
+            difference_text = statistics.format_difference(change, 4)
+            change_text = f"-> {self.after:.4f} ({difference_text})"
             if self.measure == "KL":
                 agreement_text = "{:.1f} -> {:.1f} %".format(*self.agreement)
                 change_text += f", first class as the dense model's {agreement_text}"
-        else:
-            change_text += f" stays; {NOTHING_LOWER}"
         steps_text = counted_noun(self.steps, "step")
         return (
-            f"{self.name}: {change_text}; on {self.held_out} images held out (near "
-            f"copies are not looked for), learned from {self.images} others, "
-            f"{steps_text} of {self.batch_size} images"
+            f"{self.name}: {self.measure} {self.before:.4f} {change_text}; on "
+            f"{self.held_out} images held out (near copies are not looked for), "
+            f"learned from {self.images} others, {steps_text} of {self.batch_size} "
+            "images"
         )
 
 
@@ -130,10 +122,7 @@ class Recovery:
 
     def variant_for(self, model: ViT) -> RecoveredVariant | None:
         """The variant with a model's reduction, image size and depth, or None."""
-        for variant in self.variants:
-            if variant.fits_model(model):
-                return variant
-        return None
+        return next((v for v in self.variants if v.fits_model(model)), None)
 
     def variables_for(self, model: ViT, variables: Mapping) -> Mapping:
         """Replace dense variables by the recovered values of a model's variant."""
@@ -165,14 +154,14 @@ class Recovery:
             return
         log.info(f"{label}: not recovered, so it has the dense model's values")
 
-    def without_parts(self, parts: Collection[str]) -> Self:
+    def without_parts(self, parts: Collection[str]) -> "Recovery":
         """The same recovery without values for some parts, such as "head"."""
         variants = []
         for variant in self.variants:
             values = variant.values.items()
             kept = {path: v for path, v in values if not is_in_parts(path, parts)}
             variants.append(dataclasses.replace(variant, values=kept))
-        return dataclasses.replace(self, variants=tuple(variants))
+        return Recovery(tuple(variants))
 
     def to_tensors(self) -> dict[str, np.ndarray]:
         """The values as {"INDEX.NAME": tensor}: a variant's index, and timm's name."""
@@ -183,7 +172,9 @@ class Recovery:
                 tensors[f"{index}.{name}"] = tensor
         return tensors
 
-    def with_tensors(self, tensors: Mapping[str, np.ndarray], like: Mapping) -> Self:
+    def with_tensors(
+        self, tensors: Mapping[str, np.ndarray], like: Mapping
+    ) -> "Recovery":
         """The same recovery with the values of `to_tensors`.
 
         like: the dense model's variables or their shapes
@@ -198,9 +189,9 @@ class Recovery:
             own_tensors = {k.removeprefix(name_start): tensors[k] for k in own_names}
             values = timm_tensors.values_from_timm(own_tensors, like)
             variants.append(dataclasses.replace(variant, values=values))
-        return dataclasses.replace(self, variants=tuple(variants))
+        return Recovery(tuple(variants))
 
-    def merge_earlier(self, earlier_recovery: Self | None) -> Self:
+    def merge_earlier(self, earlier_recovery: "Recovery | None") -> "Recovery":
         """Add the variants of an earlier Recovery; newer variants win."""
         # An earlier variant with values beats a newer variant without values, whose
         # training found nothing better.
@@ -214,7 +205,7 @@ class Recovery:
                 variant = earlier_variant
             variants.append(variant)
         variants += earlier_variants.values()
-        return dataclasses.replace(self, variants=tuple(variants))
+        return Recovery(tuple(variants))
 
 
 def flatten_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:

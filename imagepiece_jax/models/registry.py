@@ -17,9 +17,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 
-DEIT_FIELDS: dict[str, Any] = dict(
-    patch_size=16, depth=12, mean=IMAGENET_MEAN, std=IMAGENET_STD
-)
+DEIT_FIELDS: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+DEIT_FIELDS |= {"patch_size": 16, "depth": 12}
 DEIT_FIELDS["preprocessing"] = Preprocessing(224, crop=0.9)  # crop of DeiT's authors
 MINI_FIELDS = DEIT_FIELDS | {"patch_size": 2, "depth": 6}
 MINI_FIELDS["preprocessing"] = Preprocessing(16)
@@ -68,10 +67,10 @@ def model_config(name: str) -> ViTConfig:
     fields_by_tag = _fields_by_tag(name)
     if not fields_by_tag:
         raise InputError(f"{name!r} is not a model name; {suggest_names(name)}")
-    agreed_values = [
-        (f["preprocessing"] | {"image_size": None}, [f.get(k) for k in AGREED_FIELDS])
-        for f in fields_by_tag.values()
-    ]
+    agreed_values = []
+    for fields in fields_by_tag.values():
+        crop_fields = fields["preprocessing"] | {"image_size": None}
+        agreed_values.append([crop_fields, *map(fields.get, AGREED_FIELDS)])
     if any(values != agreed_values[0] for values in agreed_values):
         tags = ", ".join(f"{name}.{tag}" for tag in fields_by_tag)
         raise InputError(f"{name!r} is several different models; name one: {tags}")
@@ -105,8 +104,7 @@ def is_known(name: str | None) -> bool:
 def suggest_names(name: str) -> str:
     """Suggest known names for an unknown name: its architecture's tags, if known."""
     architecture = name.partition(".")[0]
-    tags = public_models().get(architecture, {"weights": {}})["weights"]
-    if tags:
+    if tags := _fields_by_tag(architecture):
         tagged_names = [f"{architecture}.{tag}" for tag in tags]
         return f"with a tag it is one of {', '.join(tagged_names)}"
     if similar_name := find_similar_name(architecture, [*MODELS, *public_models()]):
@@ -174,13 +172,8 @@ def published_class_names(name: str | None, num_classes: int) -> tuple[str, ...]
 def model_in_file_name(path: str | os.PathLike) -> str | None:
     """The known model in a weights file's name, or None."""
     file_name = pathlib.Path(path).name.removesuffix(".tar")  # timm writes .pth.tar
-    name = translate_file_name(pathlib.Path(file_name).stem)
+    name = pathlib.Path(file_name).stem
+    for pattern, timm_name in ORIGINAL_FILE_PATTERNS.items():
+        if match := re.fullmatch(pattern, name):
+            name = match.expand(timm_name)
     return name if is_known(name) else None
-
-
-def translate_file_name(file_stem: str) -> str:
-    """Translate the stem of an authors' file to timm's model name, or return it."""
-    for pattern, name in ORIGINAL_FILE_PATTERNS.items():
-        if match := re.fullmatch(pattern, file_stem):
-            return match.expand(name)
-    return file_stem

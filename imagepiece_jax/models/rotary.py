@@ -13,12 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from imagepiece_jax.common.checks import (
-    check_options,
-    check_range,
-    option,
-    replace_lists,
-)
+from imagepiece_jax.common import checks
+from imagepiece_jax.common.checks import option
 from imagepiece_jax.kernels.array_shapes import TokenHeads
 
 Coordinates = Float[Array | np.ndarray, "batch tokens 2"]
@@ -47,14 +43,13 @@ class Rotary:
     planes: str = option("neighbors", ("neighbors", "halves"))
 
     def __post_init__(self) -> None:
-        check_options(self)
-        reference = replace_lists(self.reference)
+        checks.check_options(self)
+        reference = checks.replace_lists(self.reference)
         object.__setattr__(self, "reference", reference)
-        if reference is None:
-            return
-        height, width = reference
-        for side in (height, width):
-            check_range("reference", side)
+        if reference is not None:
+            height, width = reference
+            checks.check_range("reference", height)
+            checks.check_range("reference", width)
 
     def coordinates(self, grid: tuple[int, int]) -> Float32[np.ndarray, "patches 2"]:
         """(y, x) of all patches in a grid (height, width)."""
@@ -99,11 +94,10 @@ class Rotary:
         frequencies = self.temperature**-exponents
         if self.origin == "center":  # 1 is a full rotation of the first plane
             frequencies = 2 * np.pi * frequencies
-        ordered_coordinates = coordinates
         if self.axes == "xy":
-            ordered_coordinates = coordinates[..., ::-1]
+            coordinates = coordinates[..., ::-1]
         frequencies = frequencies.astype(np.float32)[None, None, None]
-        angles = ordered_coordinates[..., None] * frequencies
+        angles = coordinates[..., None] * frequencies  # [batch, tokens, 2, planes]
         return angles.reshape(*angles.shape[:2], 1, 2 * planes_per_axis)
 
     def rotate(self, heads: TokenHeads, rotations: Rotations) -> TokenHeads:

@@ -13,12 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from imagepiece_jax.models.variables import (
-    StateDictMismatch,
-    draw_variables,
-    is_in_parts,
-    variable_shapes,
-)
+from imagepiece_jax.errors import titled_errors
+from imagepiece_jax.models import variables as model_variables
+from imagepiece_jax.models.variables import StateDictMismatch, has_part, is_in_parts
 from imagepiece_jax.models.vit import ViT
 
 Arrays = Mapping[str, np.ndarray]  # {timm's name: array}
@@ -44,7 +41,7 @@ class _Entry(NamedTuple):
     path: str  # our name, without the collection: blocks_3/attn/q/kernel
     name: str  # timm's name: blocks.3.attn.qkv.weight
     stack_index: int | None  # 0, 1, 2 in a stacked tensor; None: not stacked
-    stack_size: int  # parameter count of a stacked tensor
+    stack_size: int  # how many parameters the stacked tensor holds; 0: not stacked
     shape: tuple[int, ...]  # shape of timm's whole tensor
 
 
@@ -68,14 +65,11 @@ def make_variables(
     # `from_timm` passes fresh parts through: shapes, or given variables.
     like = {
         collection: {**parts, **known_variables.get(collection, {})}
-        for collection, parts in variable_shapes(model).items()
+        for collection, parts in model_variables.variable_shapes(model).items()
     }
-    try:
-        known_parts = known_variables.get("params", {})
+    known_parts = known_variables.get("params", {})
+    with titled_errors(title):
         variables = from_timm(tensors, like, (*fresh_parts, *known_parts))
-    except StateDictMismatch as error:
-        sentence = f"{title}: {error}"
-        raise StateDictMismatch(sentence, error.tensor, error.fresh_parts) from error
     # Parts with neither tensors nor given variables are still shapes: draw them.
     array_leaves = {}
     missing_parts = set()
@@ -85,8 +79,8 @@ def make_variables(
         else:
             array_leaves[path] = leaf
     if missing_parts:
-        drawn_variables = draw_variables(model, seed, sorted(missing_parts))
-        drawn_leaves = traverse_util.flatten_dict(drawn_variables)
+        drawn = model_variables.draw_variables(model, seed, sorted(missing_parts))
+        drawn_leaves = traverse_util.flatten_dict(drawn)
         variables = traverse_util.unflatten_dict(drawn_leaves | array_leaves)
     return variables, sorted(missing_parts)
 
@@ -95,26 +89,20 @@ def make_own_variables(
     model: ViT,
     tensors: Arrays,
     title: str,
-    fresh_parts: Iterable[str] | None = (),
+    fresh_parts: Iterable[str] = (),
     seed: int = 0,
     known_variables: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """`make_variables` without the tensors of foreign selectors.
 
-    fresh_parts: None: every missing selector
     Raises StateDictMismatch for a missing selector that is not in `fresh_parts`.
     """
-    missing_selectors = list_missing_selectors(model, tensors)
-    if fresh_parts is None:
-        fresh_parts = missing_selectors
-    for selector in missing_selectors:
+    for selector in list_missing_selectors(model, tensors):
         if not is_in_parts(selector, fresh_parts):
-            lack = (
-                f"{title} has no {selector}, the selector that training with it learns"
-            )
-            raise StateDictMismatch(lack, selector, (SELECTOR,))
+            lack = f"{selector}, the selector that training with it learns"
+            raise StateDictMismatch(f"{title} has no {lack}", (SELECTOR,))
     own_tensors, selector_tensors = split_selectors(tensors)
-    for selector in selector_params(variable_shapes(model)):
+    for selector in selector_params(model_variables.variable_shapes(model)):
         own_tensors |= _tensors_of_selector(selector, selector_tensors)
     return make_variables(model, own_tensors, title, fresh_parts, seed, known_variables)
 
@@ -122,22 +110,25 @@ def make_own_variables(
 def list_missing_selectors(model: ViT, tensors: Arrays) -> tuple[str, ...]:
     """Names of a model's selectors whose tensors are missing or of other shapes."""
     missing_selectors = []
-    for selector, params in selector_params(variable_shapes(model)).items():
+    selectors = selector_params(model_variables.variable_shapes(model))
+    for selector, param_shapes in selectors.items():
         own_tensors = _tensors_of_selector(selector, tensors)
         shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors.items()}
-        if shapes != timm_shapes({"params": {selector: params}}):
+        if shapes != timm_shapes({"params": {selector: param_shapes}}):
             missing_selectors.append(selector)
     return tuple(missing_selectors)
 
 
 def _tensors_of_selector(selector, tensors):
     name_start = f"{selector.replace('_', '.')}."
-    return {k: v for k, v in tensors.items() if k.startswith(name_start)}
+    names = [name for name in tensors if name.startswith(name_start)]
+    return {name: tensors[name] for name in names}
 
 
 def split_selectors(tensors: Mapping[str, Any]) -> tuple[dict, dict]:
     """Split tensors into (dense model, selectors)."""
-    dense_tensors, selector_tensors = {}, {}
+    dense_tensors = {}
+    selector_tensors = {}
     for name, tensor in tensors.items():
         group = selector_tensors if name.startswith(f"{SELECTOR}.") else dense_tensors
         group[name] = tensor
@@ -173,41 +164,61 @@ def match_tensors(
 ) -> dict[str, _Entry]:
     """Check names, shapes and types: {key: _Entry} of the parts not in `fresh_parts`.
 
-    Raises StateDictMismatch if a tensor does not fit.
+    Raises StateDictMismatch for a tensor left over, missing or of wrong form.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
     entries = dict(sorted(_make_entries(leaves).items()))
-    needed_entries = {
-        k: e for k, e in entries.items() if not is_in_parts(e.path, fresh_parts)
-    }
-    if problem := _describe_size_difference(state_dict, needed_entries.values()):
-        raise StateDictMismatch(problem)
-    _check_tensors(state_dict, entries.values(), needed_entries.values(), fresh_parts)
-    return needed_entries
+    model_names = {entry.name for entry in entries.values()}
+    needed_entries = {}
+    problems = []  # (path, sentence)
+    for name, tensor in state_dict.items():
+        path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
+        if name not in model_names and not is_in_parts(path, fresh_parts):
+            lack = "is left over, this model has no such part"
+            problems.append((path, f"tensor {name} of shape {tensor.shape} {lack}"))
+    for key, entry in entries.items():
+        path, name, *_, shape = entry
+        if is_in_parts(path, fresh_parts):
+            continue
+        needed_entries[key] = entry
+        tensor = state_dict.get(name)
+        if tensor is None:
+            problem = f"is missing, {path} needs it in shape {shape}"
+        elif tensor.shape != shape:
+            problem = f"has shape {tensor.shape}, {path} needs {shape}"
+        elif not jnp.issubdtype(tensor.dtype, jnp.floating):
+            problem = f"is of type {tensor.dtype}, {path} needs floats"
+        else:
+            continue
+        problems.append((path, f"tensor {name} {problem}"))
+    if not problems:
+        return needed_entries
+    unfit_paths = [path for path, _ in problems]
+    model_paths = [entry.path for entry in entries.values()]
+    parts = []
+    for part in _REPLACEABLE:
+        if has_part(unfit_paths, part) and has_part(model_paths, part):
+            parts.append(part)
+    fits_then = all(is_in_parts(path, parts) for path in unfit_paths)
+    new_parts = (*fresh_parts, *parts) if fits_then else ()
+    raise StateDictMismatch(problems[0][1], new_parts)
 
 
-def values_from_timm(
-    tensors: Arrays, like: Mapping[str, Any], fresh_parts: Iterable[str] = ()
-) -> dict[str, np.ndarray]:
-    """Convert an incomplete state dict to {path: value}, without `fresh_parts`.
+def values_from_timm(tensors: Arrays, like: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Convert a subset of a model's parameters to {path: value}.
 
-    tensors: any subset of the parameters, by timm's names
-    like, fresh_parts: as for `from_timm`; the position count may differ
+    like: as for `from_timm`; the position count may differ
     Raises StateDictMismatch if a given tensor does not fit.
     """
     leaves = traverse_util.flatten_dict({"params": like["params"]}, sep="/")
-    subset_leaves: dict[str, Any] = {}
-    for key, entry in _make_entries(leaves).items():
-        if entry.name in tensors and not is_in_parts(entry.path, fresh_parts):
-            subset_leaves[key] = leaves[key]
+    entries = _make_entries(leaves).items()
+    subset = {key: leaves[key] for key, entry in entries if entry.name in tensors}
     if "pos_embed" in tensors:
         shape = tensors["pos_embed"].shape
-        positions = jax.ShapeDtypeStruct(shape, jnp.float32)
-        subset_leaves["params/pos_embed"] = positions
-    subset_like = traverse_util.unflatten_dict(subset_leaves, sep="/")
-    variables = from_timm(tensors, subset_like, fresh_parts)
-    values: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
-    return {key.removeprefix("params/"): value for key, value in values.items()}
+        subset["params/pos_embed"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables = from_timm(tensors, traverse_util.unflatten_dict(subset, sep="/"))
+    values: Any = traverse_util.flatten_dict(variables.get("params", {}), sep="/")
+    return values
 
 
 def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -280,62 +291,5 @@ def _read_param(state_dict, entry, dtype):
         array = np.array(array, dtype, order="C")
     if not np.isfinite(array.astype(np.float32)).all():
         fault = f"has a value that is not finite in {array.dtype}"
-        raise StateDictMismatch(f"tensor {entry.name} {fault}", entry.name)
+        raise StateDictMismatch(f"tensor {entry.name} {fault}")
     return array
-
-
-def _check_tensors(state_dict, entries, needed_entries, fresh_parts):
-    """Raise StateDictMismatch for a tensor left over, missing or of wrong form."""
-    model_names = {entry.name for entry in entries}
-    problems = []  # (path, name, problem)
-    for name, tensor in state_dict.items():
-        path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
-        if name not in model_names and not is_in_parts(path, fresh_parts):
-            lack = "is left over, this model has no such part"
-            problems.append((path, name, f"of shape {tensor.shape} {lack}"))
-    for entry in needed_entries:
-        path, name, *_, shape = entry
-        tensor = state_dict.get(name)
-        if tensor is None:
-            problem = f"is missing, {path} needs it in shape {shape}"
-        elif tensor.shape != shape:
-            problem = f"has shape {tensor.shape}, {path} needs {shape}"
-        elif not jnp.issubdtype(tensor.dtype, jnp.floating):
-            problem = f"is of type {tensor.dtype}, {path} needs floats"
-        else:
-            continue
-        problems.append((path, name, problem))
-    if problems:
-        _, name, problem = problems[0]
-        # The parts to draw so that the rest fits; () if unfit tensors are elsewhere
-        unfit_paths = [path for path, *_ in problems]
-        parts: tuple[str, ...] = ()
-        for part in _REPLACEABLE:
-            paths = [entry.path for entry in entries]
-            if all(
-                any(is_in_parts(p, [part]) for p in x) for x in (paths, unfit_paths)
-            ):
-                parts += (part,)
-        fits_then = all(is_in_parts(path, parts) for path in unfit_paths)
-        new_parts = (*fresh_parts, *parts) if fits_then else ()
-        raise StateDictMismatch(f"tensor {name} {problem}", name, new_parts)
-
-
-def _describe_size_difference(state_dict, needed_entries):
-    """Say how depth or width differ from the model's; None if they do not."""
-
-    def depth_and_width(shapes):
-        blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
-        width = shapes.get("blocks.0.norm1.weight", ())[:1]
-        return (len(blocks), *width)
-
-    shapes = {name: tensor.shape for name, tensor in state_dict.items()}
-    tensor_size = depth_and_width(shapes)
-    model_size = depth_and_width({entry.name: entry.shape for entry in needed_entries})
-    is_comparable = tensor_size[0] and len(tensor_size) == len(model_size)
-    if tensor_size == model_size or not is_comparable:
-        return None
-    return (
-        f"a model of depth {tensor_size[0]} and width {tensor_size[-1]}, but this "
-        f"model has depth {model_size[0]} and width {model_size[-1]}"
-    )

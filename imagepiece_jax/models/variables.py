@@ -5,7 +5,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,29 +16,23 @@ from flax import traverse_util
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.rng import Purpose, batch_key, root_key
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
-
-if TYPE_CHECKING:  # this module imports variables
-    from imagepiece_jax.models.vit import ViT
 
 
 class StateDictMismatch(InputError):
     """Tensors do not fit a model.
 
-    tensor: the first unfit tensor's name; None if depth or width differ
     fresh_parts: names of parts to draw so the rest fits; () if the rest would not fit
     """
 
-    def __init__(
-        self, sentence: str, tensor: str | None = None, fresh_parts: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, sentence: str, fresh_parts: Sequence[str] = ()) -> None:
         super().__init__(sentence)
-        self.tensor = tensor
         self.fresh_parts = fresh_parts
 
 
-def variable_shapes(model: "ViT") -> dict[str, Any]:
+def variable_shapes(model: ViT) -> dict[str, Any]:
     """The shapes and dtypes of a model's variables, without computing any."""
     # All blocks have equal shapes, so one block is traced for all plans and methods.
     # Every learned reducer is traced on its own.
@@ -87,7 +81,7 @@ def _reducer_shapes(model, block_plan):
 
 
 def draw_variables(
-    model: "ViT", seed: int, parts: Collection[str] | None = None
+    model: ViT, seed: int, parts: Collection[str] | None = None
 ) -> dict[str, Any]:
     """Draw a model's variables from a seed, or only the named parts."""
     images = jax.device_put(
@@ -113,14 +107,20 @@ def draw_variables(
     return draw(key, images)
 
 
-def check_parts(part_names: Iterable[str], model: "ViT", field: str) -> None:
-    """Check that every name `is_in_parts` of a variable; `field` names it in errors."""
+def check_parts(part_names: Iterable[str], model: ViT, field: str) -> None:
+    """Check that the model has every part; `field` is the setting, for the error."""
     leaves = traverse_util.flatten_dict(variable_shapes(model), sep="/")
-    paths = [key.partition("/")[2] for key in leaves]
+    paths = [key.partition("/")[2] for key in leaves]  # without the collection
     for part_name in part_names:
-        if not any(is_in_parts(path, [part_name]) for path in paths):
+        if not has_part(paths, part_name):
+            # blocks_3 is listed as "blocks".
             parts = sorted({re.sub(r"_\d+$", "", path.split("/")[0]) for path in paths})
             raise InputError(f"{field} names {part_name!r}; the model has {parts}")
+
+
+def has_part(paths: Iterable[str], part_name: str) -> bool:
+    """Whether any path is in the part."""
+    return any(is_in_parts(path, [part_name]) for path in paths)
 
 
 def is_in_parts(path: str, part_names: Iterable[str]) -> bool:

@@ -1,26 +1,26 @@
 """The vision transformer: stem, blocks with token reduction, pooling and head."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.sharding import NamedSharding, PartitionSpec, reshard
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes, reshard
 from jaxtyping import Array, Float, Shaped
 
 from imagepiece_jax.data.normalize import check_images, warn_if_unnormalized
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.folded_stem import FoldedStem
 from imagepiece_jax.kernels.token_layout import keep_token_major
-from imagepiece_jax.models.attention_pool import AttentionPool, cut_pooled_tokens
+from imagepiece_jax.models import layers
+from imagepiece_jax.models.attention import AttentionPool, cut_pooled_tokens
 from imagepiece_jax.models.block import Block, BlockReduction
 from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
-from imagepiece_jax.models.explicit_axes import batch_sharding, call_on_auto_axes
-from imagepiece_jax.models.layers import NORMAL_INIT, LayerNorm, dense_layer
-from imagepiece_jax.models.stems import ConvStem, PatchStem, conv_stem_widths
+from imagepiece_jax.models.layers import LayerNorm
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import BlockPlan, StepCounts
 from imagepiece_jax.reduction.methods.method import ModelFacts
@@ -66,21 +66,11 @@ class ViT(nn.Module):
 
     if TYPE_CHECKING:  # Flax leaves open what `apply` returns
 
-        @overload
-        def apply(
-            self, variables: Mapping, *args: Any, mutable: list[str], **options: Any
-        ) -> tuple[Outputs, dict[str, Any]]: ...
-        @overload
-        def apply(self, variables: Mapping, *args: Any, **options: Any) -> Outputs: ...
+        def apply(self, variables: Mapping, *args: Any, **options: Any) -> Any: ...
 
     @property
     def depth(self) -> int:
         return len(self.plan)
-
-    @property
-    def num_image_tokens(self) -> int:
-        """Image token count after the last block."""
-        return self.plan[-1].mlp_tokens - self.config.arch.prefix
 
     @property
     def has_selectors(self) -> bool:
@@ -123,16 +113,17 @@ class ViT(nn.Module):
         with_states: fill `Outputs.states`
         Raises InputError for images of another shape, and for `rngs`.
         """
-        self._check_inputs(images)
+        check_images(images)
+        warn_if_unnormalized(images, self.config.mean, self.config.std)
+        # `rngs` would have no effect; only a module around this one may draw from them.
+        scope = self.scope
+        if scope is not None and not scope.path and set(scope.rngs) - {"params"}:
+            raise InputError(f"rngs has {[*scope.rngs]}, but the model draws from keys")
         sharding = batch_sharding(images)
         if sharding is not None and self.is_initializing():
             images = reshard(images, NamedSharding(sharding.mesh, PartitionSpec()))
         elif sharding is not None:
-
-            def call(vit, images, keys):
-                return vit(images, train, keys, with_states)
-
-            return call_on_auto_axes(call, self, sharding, images, keys)
+            return _call_on_auto_axes(self, sharding, images, train, keys, with_states)
         state = self._embed_images(images, train)
         scores = {}
         states = []
@@ -154,23 +145,12 @@ class ViT(nn.Module):
             factors = drop_path[index]
             state = dataclasses.replace(state, x=state.x.astype(block.execution.dtype))
             state, scores, decision = block(state, scores, reduction, factors, train)
-            states.append(state)
+            if with_states:
+                states.append(state)
             if decision:
                 decisions.append(decision)
         outputs = self._compute_outputs(state, decisions, norm, pool)
-        if with_states:
-            outputs = dataclasses.replace(outputs, states=tuple(states))
-        return outputs
-
-    @nn.nowrap
-    def _check_inputs(self, images):
-        """Check the images; refuse `rngs`, which would have no effect."""
-        check_images(images)
-        warn_if_unnormalized(images, self.config.mean, self.config.std)
-        # A module around this one may draw from `rngs`.
-        scope = self.scope
-        if scope is not None and not scope.path and set(scope.rngs) - {"params"}:
-            raise InputError(f"rngs has {[*scope.rngs]}, but the model draws from keys")
+        return dataclasses.replace(outputs, states=tuple(states))
 
     def _part_dtype(self, part):
         if part in self.execution.float32_parts:
@@ -198,10 +178,10 @@ class ViT(nn.Module):
             if block_plan.counts is None and self.is_initializing():
                 # The step reduces nothing in this plan, but its reducer has parameters:
                 # a call on random inputs creates them.
-                n = block_plan.mlp_tokens - self.config.arch.prefix
+                num_tokens = block_plan.mlp_tokens - self.config.arch.prefix
                 widths = self.config.embed_dim, self.config.num_heads
-                inputs = contract.random_inputs(reducer, n, *widths)
-                reducer(inputs, StepCounts(n, n))
+                inputs = contract.random_inputs(reducer, num_tokens, *widths)
+                reducer(inputs, StepCounts(num_tokens, num_tokens))
         if block_plan.counts is None:
             return None
         num_heads = self.config.num_heads
@@ -247,7 +227,7 @@ class ViT(nn.Module):
         num_classes = self.config.num_classes
         head_logits = []
         for name, vector in head_vectors.items() if num_classes else ():
-            head_logits.append(dense_layer(num_classes, name=name)(vector))
+            head_logits.append(layers.dense_layer(num_classes, name=name)(vector))
         if len(head_logits) == 2:
             logits = (head_logits[0] + head_logits[1]) / 2
         elif head_logits:
@@ -301,26 +281,27 @@ class ViT(nn.Module):
             "reg_token": arch.registers,
         }
         shapes = {name: (1, count, dim) for name, count in counts.items() if count}
-        params = [self.param(name, NORMAL_INIT, shapes[name]) for name in shapes]
+        params = [self.param(name, layers.NORMAL_INIT, shapes[name]) for name in shapes]
         prefix = [param.astype(self._part_dtype("patch_embed")) for param in params]
         return [jnp.broadcast_to(p, (batch_size, *p.shape[1:])) for p in prefix]
 
     def _make_stem(self):
         """Make the trained stem, or the FoldedStem of an Execution with `folded`."""
+        config = self.config
         name = "patch_embed"
-        fields = (self.config.embed_dim, self.config.patch_size, self._part_dtype(name))
-        is_conv = self.config.stem == "conv"
+        fields = (config.embed_dim, config.patch_size, self._part_dtype(name))
+        is_conv = config.stem == "conv"
         if self.execution.folded:
-            widths = conv_stem_widths(*fields[:2]) if is_conv else ()
+            widths = layers.conv_stem_widths(*fields[:2]) if is_conv else ()
             return FoldedStem(*fields, widths, self.execution.folded, name=name)
         if is_conv:
-            return ConvStem(*fields, axis_name=self.execution.axis_name, name=name)
-        return PatchStem(*fields, use_bias=self.config.arch.patch_bias, name=name)
+            return layers.ConvStem(*fields, self.execution.axis_name, name=name)
+        return layers.PatchStem(*fields, config.arch.patch_bias, name=name)
 
     def _add_positions(self, x):
         if not self.config.arch.positions:
             return x
-        pos_embed = self.param("pos_embed", NORMAL_INIT, (1, *x.shape[1:]))
+        pos_embed = self.param("pos_embed", layers.NORMAL_INIT, (1, *x.shape[1:]))
         return x + pos_embed.astype(x.dtype)
 
 
@@ -331,3 +312,44 @@ def final_norm(model: ViT, variables: Mapping[str, Any]) -> Callable[[jax.Array]
         return lambda x: x
     norm = LayerNorm(jnp.float32, model.config.arch.norm_eps)
     return lambda x: norm.apply({"params": variables["params"]["norm"]}, x)
+
+
+def batch_sharding(images: Any) -> NamedSharding | None:
+    """How a batch is divided over a mesh's explicit axes; None for any other array.
+
+    With explicit axes (`jax.make_mesh` makes them) every reshape and every gather would
+    have to name its sharding. A model runs on automatic axes instead, and its results
+    are divided like its images.
+    """
+    abstract_sharding = jax.typeof(images).sharding
+    mesh = abstract_sharding.mesh
+    if AxisType.Explicit not in mesh.axis_types:
+        return None
+    spec = PartitionSpec(*abstract_sharding.spec[:1])
+    if isinstance(images, jax.core.Tracer):
+        return NamedSharding(mesh, spec)
+    # Outside of jit a mesh needs devices.
+    device_mesh = getattr(getattr(images, "sharding", None), "mesh", mesh)
+    return NamedSharding(device_mesh, spec)
+
+
+def on_auto_axes(call: Callable, images: Any) -> Callable:
+    """Make `call` run on automatic axes, if `images` and its results have explicit."""
+    sharding = batch_sharding(images)
+    return auto_axes(call, out_sharding=sharding) if sharding else call
+
+
+def _call_on_auto_axes(vit, sharding, images, train, keys, with_states):
+    """Call a ViT on images with an explicit `sharding`."""
+    replicated_sharding = NamedSharding(sharding.mesh, PartitionSpec())
+
+    def call(vit, images, keys):
+        return vit(images, train, keys, with_states)
+
+    mapped_call = nn.map_variables(
+        call,
+        trans_in_fn=lambda variables: reshard(variables, PartitionSpec()),
+        trans_out_fn=lambda variables: reshard(variables, replicated_sharding),
+        mutable=True,
+    )
+    return on_auto_axes(functools.partial(mapped_call, vit), images)(images, keys)

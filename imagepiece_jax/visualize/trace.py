@@ -90,7 +90,7 @@ def trace_tokens(
     return Trace(
         grid=patch_grid(images.shape[1:3], model.config.patch_size, cut=True),
         stages=tuple(stages),
-        num_tokens=model.num_image_tokens,
+        num_tokens=model.plan[-1].mlp_tokens - model.config.arch.prefix,
         top_labels=top_labels,
         confidence=confidence,
     )

@@ -10,7 +10,7 @@ import pytest
 from imagepiece_jax import kernels
 from imagepiece_jax.kernels import choice, size_direction
 from imagepiece_jax.kernels.folded_stem import FoldedStem, fold_stem
-from imagepiece_jax.models.stems import NORM_EPSILON, ConvStem, PatchStem
+from imagepiece_jax.models.layers import NORM_EPSILON, ConvStem, PatchStem
 from imagepiece_jax.reduction.state import TokenState
 from tests.helpers import tiny_vit
 from tests.helpers.random_gradients import draw_normal, pull_back

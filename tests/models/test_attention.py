@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.kernels import choice
 from imagepiece_jax.kernels.attention import attention_columns
-from imagepiece_jax.kernels.attention_scores import mean_attention, mean_query
+from imagepiece_jax.kernels.attention_scores import mean_attention
 from imagepiece_jax.reduction.state import TokenState
-from tests.helpers import oracles_peaks, tiny_vit
+from tests.helpers import oracles, tiny_vit
 from tests.helpers.rounding import assert_close
-from tests.kernels.test_attention import random_bias, random_qkv, slow_attention
+from tests.kernels.test_attention import random_bias, random_qkv
 
 # This compiles once per shape instead of once per operation.
 compiled_row = tiny_vit.compiled(mean_attention)
@@ -22,37 +21,14 @@ compiled_columns = tiny_vit.compiled(attention_columns)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_columns_and_the_class_row_are_float32(length, biased, dtype):
     query, key, _ = (a.astype(jnp.dtype(dtype)) for a in random_qkv(length))
-    bias = random_bias(length) if biased else None
-    _, weights = slow_attention(query, key, key, bias)
-    columns = compiled_columns(query, key, bias)
-    row = compiled_row(query[:, :1], key, bias)
+    bias = random_bias(length) if biased else np.zeros((2, length))
+    images = zip(query, key, key, bias, strict=True)
+    weights = np.stack([oracles.attention(*image)[1] for image in images])
+    columns = compiled_columns(query, key, bias if biased else None)
+    row = compiled_row(query[:, :1], key, bias if biased else None)
     assert columns.dtype == row.dtype == jnp.float32
     assert_close(columns, weights.mean(axis=(1, 2)))
     assert_close(row, weights[:, :, 0].mean(axis=1))
-
-
-@pytest.mark.parametrize("length, biased", [(1, True), (2, False), (7, True)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("fast", [False, True])
-def test_rows_of_the_mean_query_are_float32(length, biased, dtype, fast):
-    """Alone, and averaged with the class row."""
-    query, key, _ = (a.astype(jnp.dtype(dtype)) for a in random_qkv(length))
-    bias = random_bias(length) if biased else None
-
-    @tiny_vit.compiled
-    def both(query, key, bias):
-        with choice.fast_forms(fast):
-            mean = mean_query(query)
-            queries = jnp.concatenate([query[:, :1].astype(mean.dtype), mean], axis=1)
-            return mean_attention(mean, key, bias), mean_attention(queries, key, bias)
-
-    rows = dict(zip(("mean", "class_and_mean"), both(query, key, bias), strict=True))
-    sizes = np.exp(bias) if biased else [None, None]
-    for name, row in rows.items():
-        assert row.dtype == jnp.float32
-        for image in range(2):
-            arrays = query[image], key[image], sizes[image]
-            assert_close(row[image], oracles_peaks.scores(name, *arrays))
 
 
 X = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
@@ -79,7 +55,6 @@ def test_only_read_scores_are_computed():
         return {name: score.shape for name, score in scores.items()}
 
     assert shapes() == {}
-    assert shapes("cls_attn", num_prefix=2) == {"cls_attn": (2, 5)}
     assert shapes("cls_attn", "key") == {"cls_attn": (2, 6), "key": (2, 6, 4)}
     assert shapes("mean_attn", num_prefix=0) == {"mean_attn": (2, 7)}
     class_and_mean = {"cls_and_mean_attn": (2, 5)}

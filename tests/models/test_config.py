@@ -15,9 +15,7 @@ WRONG = [  # (fields, part of the error)
     ({"num_heads": 4}, "num_heads must divide embed_dim, 30"),
     ({"mlp_ratio": 1e-9}, "mlp_ratio makes an MLP of width 0"),
     ({"depth": 10**30}, "depth is 1000"),
-    ({"mlp_ratio": 1e30}, "mlp_ratio is 1e+30"),
     ({"arch": {"pool": "map", "pool_heads": 4}}, "pool_heads must divide 30"),
-    ({"arch": {"pool": "map", "pool_mlp_ratio": 0}}, "pool_mlp_ratio is 0"),
     ({"std": (0.5, 0.5, 128)}, "std is 128"),
     ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
     ({"prop_attn": 1}, "prop_attn is 1"),
@@ -25,13 +23,11 @@ WRONG = [  # (fields, part of the error)
     ({"attention": "flash"}, "attention is 'flash'"),
     ({"stem": "conv", "patch_size": 14}, "patch_size is 14; stem 'conv' needs"),
     ({"stem": "conv", "arch": {"patch_bias": False}}, "needs patch_bias"),
-    ({"arch": {"registers": -1}}, "registers is -1"),
     ({"arch": {"registers": (2,)}}, "registers is (2,)"),
     ({"arch": {"pre_norm": 1}}, "pre_norm is 1"),
     ({"class_token": False, "pool": "token"}, "needs class_token"),
     ({"arch": {"dist_token": True, "pool": "mean"}}, "dist_token needs pool 'token'"),
     ({"arch": {"rotary": {"origin": "centre"}}}, "origin is 'centre'"),
-    ({"arch": {"rotary": {"axes": ()}}}, "axes is ()"),
     ({"arch": {"rotary": {}}}, "head_dim"),  # 10 channels have no whole planes
 ]
 

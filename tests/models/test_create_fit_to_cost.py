@@ -78,18 +78,14 @@ def test_a_cost_out_of_reach_is_refused(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_only_the_amount_replaced_by_a_cost_is_refused(name):
     """Other amounts change the steps and may accompany a cost."""
-    values = {
-        **{"keep_rate": 0.6, "keep_rates": (0.7, 0.5, 0.3), "blocks": (2, 5, 8)},
-        **{"block": 3, "r": 9, "inflection": -0.5, "grid_size": 5},
-        **{"num_tokens": 9, "merge_ratio": 0.2, "target": 2.3},
-    }
+    values = {"keep_rate": 0.6, "keep_rates": (0.7, 0.5, 0.3), "blocks": (2, 5, 8)}
+    values |= {"block": 3, "r": 9, "inflection": -0.5, "grid_size": 5}
+    values |= {"num_tokens": 9, "merge_ratio": 0.2, "target": 2.3}
     method_class = METHODS[name]
 
     def scaled(**fields):
-        method = method_class(**fields)
-        return [
-            method.scale_schedule(ratio, named_models.facts()) for ratio in (0.2, 0.7)
-        ]
+        scale = method_class(**fields).scale_schedule
+        return [scale(ratio, named_models.facts()) for ratio in (0.2, 0.7)]
 
     for field in {*method_class.amount_fields} - {"prune", "merge"}:
         changed = {field: values[field]}

@@ -41,11 +41,9 @@ def test_weights_at_another_size_equal_loaded_ones(tmp_path, dense):
         loaded.at_size(size).with_reduction(TOME),
     ):
         assert resized.model == expected.model
-        assert resized.image_size == size
         assert same(resized.variables, expected.variables)
         assert resized.origin.image_size == tiny_vit.SIDE
         assert resized.digest == expected.digest != loaded.digest
-    assert same(loaded.at_size(tiny_vit.SIDE).variables, loaded.variables)
 
 
 def test_positions_are_resized_once(tmp_path, dense):
@@ -107,15 +105,10 @@ def test_another_reduction_keeps_the_weights(dense):
     assert tome.model.prop_attn
     assert same(tome.variables, dense.variables)
     assert tome.label == str(tome.reduction) == TOME
-    assert tome.gmacs < dense.gmacs
-    assert str(dense.reduction) == "none"  # unchanged
-    unweighted = tiny_vit.with_fields(TOME, prop_attn=False)
-    plain = dense.with_reduction(unweighted)
+    plain = dense.with_reduction(f"{TOME}:prop_attn=False")
     assert not plain.model.prop_attn
-    assert str(plain.reduction) == unweighted
     again = dense.with_reduction(plain.reduction)  # prop_attn stays
-    assert again.model == plain.model
-    assert again.reduction == plain.reduction
+    assert (again.model, again.reduction) == (plain.model, plain.reduction)
     assert tome.with_reduction(None).model == dense.model
     with refused("block 5"):
         dense.with_reduction("evit:blocks=(5,)")

@@ -30,30 +30,13 @@ def test_an_unknown_model_is_answered_by_the_list():
 
 
 @pytest.mark.parametrize(
-    "name, includes_prefix, heads",
+    "tag, outputs, problem_type",
     [
-        ("vit_so150m_patch16_reg4_map_256", False, 0),
-        ("test_vit3", True, 0),
-        ("vit_pe_core_tiny_patch16_384.fb", True, 8),
-        ("vit_pe_core_gigantic_patch14_448.fb", False, 8),
+        ("openai", 512, "projection"),
+        ("openai_ft_in1k", 1000, "single_label_classification"),
+        ("laion2b_ft_in12k", 11821, "single_label_classification"),
     ],
 )
-def test_tokens_and_heads_of_attention_pools(name, includes_prefix, heads):
-    arch = registry.model_config(name).arch
-    assert arch.pool == "map"
-    assert (arch.pool_include_prefix, arch.pool_heads) == (includes_prefix, heads)
-
-
-def test_image_text_models_have_projections_until_trained_on_classes():
-    """timm's tags. Fine-tuned weights have classes, such as ImageNet's 1,000."""
-    heads = {}
-    for name in ("openai", "openai_ft_in1k", "laion2b", "laion2b_ft_in12k"):
-        config = registry.model_config(f"vit_base_patch16_clip_224.{name}")
-        heads[name] = (config.num_classes, config.problem_type)
-    single = "single_label_classification"
-    assert heads == {
-        "openai": (512, "projection"),
-        "openai_ft_in1k": (1000, single),
-        "laion2b": (512, "projection"),
-        "laion2b_ft_in12k": (11821, single),
-    }
+def test_image_text_models_project_until_trained_on_classes(tag, outputs, problem_type):
+    config = registry.model_config(f"vit_base_patch16_clip_224.{tag}")
+    assert (config.num_classes, config.problem_type) == (outputs, problem_type)

@@ -12,11 +12,6 @@ from tests.helpers import oracles, slow_deit, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 
-
-def compiled_model(model):
-    return tiny_vit.compiled(model.apply)
-
-
 assert_outputs_close = functools.partial(assert_close, units=128)
 
 
@@ -57,15 +52,10 @@ def row_scores(inputs, slow):
     [
         ("none", False),
         (tiny_vit.IMAGEPIECE, True),
-        (
-            tiny_vit.with_fields(
-                tiny_vit.IMAGEPIECE, metric="token", size_weighting=False
-            ),
-            False,
-        ),
+        (f"{tiny_vit.IMAGEPIECE}:metric=token:size_weighting=False", False),
         (tiny_vit.FUSED, True),
-        (tiny_vit.with_fields(tiny_vit.IMAGEPIECE, score="class_and_mean"), True),
-        (tiny_vit.with_fields(tiny_vit.FUSED, score="mean"), True),
+        (f"{tiny_vit.IMAGEPIECE}:score=class_and_mean", True),
+        (f"{tiny_vit.FUSED}:score=mean", True),
     ],
     ids=["dense", "key", "token", "fused", "both rows", "mean row"],
 )
@@ -73,7 +63,7 @@ def test_a_model_equals_a_slow_deit_with_the_same_moves(reduction, prop_attn):
     model = tiny_vit.model(reduction, prop_attn=prop_attn)
     variables = tiny_vit.variables(model)
     images = tiny_vit.images(2)
-    out = compiled_model(model)(variables, images)
+    out = tiny_vit.compiled(model.apply)(variables, images)
     logits, tokens, size, records = slow_outputs(
         model, variables, images, out.results, prop_attn=prop_attn
     )
@@ -119,9 +109,8 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
         out, _ = model.apply(changed, images, True, mutable=["batch_stats"])
         return jnp.sum(out.logits**2), out
 
-    gradients, out = tiny_vit.compiled(jax.grad(loss, has_aux=True))(
-        variables["params"]
-    )
+    slopes = tiny_vit.compiled(jax.grad(loss, has_aux=True))
+    gradients, out = slopes(variables["params"])
     assert out.logits.dtype == jnp.float32
     assert out.state.x.dtype == out.tokens.dtype == jnp.bfloat16
     assert out.state.size.dtype == out.reducer_inputs[0].cls_attn.dtype == jnp.float32
@@ -135,10 +124,9 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
 def test_weights_start_from_an_untruncated_normal():
     """A normal cut at two deviations would have no value beyond 0.04."""
     model = tiny_vit.model(embed_dim=96, depth=1)
-    params = tiny_vit.compiled(model.init)(jax.random.key(0), tiny_vit.images(1))[
-        "params"
-    ]
-    del params["patch_embed"]  # test_stems
+    drawn = tiny_vit.compiled(model.init)(jax.random.key(0), tiny_vit.images(1))
+    params = drawn["params"]
+    del params["patch_embed"]  # test_layers_stems
     num_normal = 0
     for name, values in traverse_util.flatten_dict(params, sep="/").items():
         if name.endswith(("bias", "scale")):
@@ -201,17 +189,8 @@ def test_only_training_drops_paths():
     evaluated = str(jax.make_jaxpr(with_keys)(shapes, images))
     undropped = tiny_vit.model(drop_path_rate=0.0).apply
     assert evaluated == str(jax.make_jaxpr(undropped)(shapes, images))
-
-
-def test_flax_rngs_are_refused():
-    """Rngs would silently draw nothing."""
-    model = tiny_vit.model()
-    with refused("rngs has ['dropout']", "keys"):
-        model.apply(
-            tiny_vit.shapes(model),
-            tiny_vit.images(),
-            rngs={"dropout": jax.random.key(0)},
-        )
+    with refused("rngs has ['dropout']", "keys"):  # they would draw nothing
+        model.apply(shapes, images, rngs={"dropout": jax.random.key(0)})
 
 
 def test_post_norms_end_the_branches():
@@ -223,7 +202,7 @@ def test_post_norms_end_the_branches():
     norms = block["norm1"], block["norm2"]
     for norm in norms:
         norm["scale"] = np.zeros_like(norm["scale"])
-    run = compiled_model(model)
+    run = tiny_vit.compiled(model.apply)
     x = run(variables, tiny_vit.images()).state.x
     added = norms[0]["bias"] + norms[1]["bias"]
     for norm in norms:
@@ -234,50 +213,39 @@ def test_post_norms_end_the_branches():
 
 def test_without_a_pool_logits_are_all_tokens():
     model = tiny_vit.model(tiny_vit.EVIT, arch={"pool": "none"}, num_classes=0)
-    out = compiled_model(model)(tiny_vit.variables(model), tiny_vit.images())
-    tokens = 1 + model.num_image_tokens
+    out = tiny_vit.compiled(model.apply)(tiny_vit.variables(model), tiny_vit.images())
+    tokens = model.plan[-1].mlp_tokens
     assert out.logits.shape == (len(tiny_vit.images()), tokens, tiny_vit.WIDTH)
     np.testing.assert_array_equal(out.logits, out.tokens)
     np.testing.assert_array_equal(out.pooled, out.tokens)
 
 
-@pytest.fixture(scope="module")
-def kept_tokens():
-    """A function from keys to the kept tokens of each block, [4, 25] bool.
-
-    The four images are two images, repeated.
-    """
-    fields = "random:keep_rate=0.6"
-    models = [tiny_vit.model(f"{fields}:blocks=({b},)", depth=2) for b in (0, 1)]
+def test_every_key_and_block_draws_independently():
+    """Four images are two images, repeated: the same pixels draw other tokens."""
+    models = [
+        tiny_vit.model(f"random:keep_rate=0.6:blocks=({block},)", depth=2)
+        for block in (0, 1)
+    ]
     variables = tiny_vit.variables(models[0])
-    images = tiny_vit.images(2)
+    images = jnp.concatenate([tiny_vit.images(2)] * 2)
 
     @tiny_vit.jit
-    def run(keys):
-        doubled = jnp.concatenate([images, images])
-        outputs = [model.apply(variables, doubled, keys=keys) for model in models]
-        return [out.results[0].slot_of_token >= 0 for out in outputs]
+    def kept_tokens(keys):  # of each block, [block, image, patch]
+        outputs = [model.apply(variables, images, keys=keys) for model in models]
+        return jnp.stack([out.results[0].slot_of_token >= 0 for out in outputs])
 
-    return lambda keys: np.asarray(run(keys))
-
-
-def reducer_keys(seed):
-    return {"reducer": sample_keys(4, seed)}
-
-
-def test_every_key_and_block_draws_independently(kept_tokens):
-    draws = kept_tokens(reducer_keys(0))
+    keys = sample_keys(4)
+    draws = np.asarray(kept_tokens({"reducer": keys}))
     assert (draws.sum(axis=2) == 15).all()
-    assert len({row.tobytes() for row in draws.reshape(8, -1)}) == 8
-    default_draws = kept_tokens(None)
+    default_draws = np.asarray(kept_tokens(None))
+    for each in (draws, default_draws):
+        assert len({row.tobytes() for row in each.reshape(8, -1)}) == 8
     np.testing.assert_array_equal(default_draws, kept_tokens(None))
-    assert len({row.tobytes() for row in default_draws.reshape(8, -1)}) == 8
     # Rolled keys roll the draws.
-    keys = reducer_keys(0)["reducer"]
-    np.testing.assert_array_equal(
-        kept_tokens({"reducer": jnp.roll(keys, 1)}), np.roll(draws, 1, axis=1)
-    )
-    assert (draws != kept_tokens(reducer_keys(1))).any(axis=2).all()
+    rolled = kept_tokens({"reducer": jnp.roll(keys, 1)})
+    np.testing.assert_array_equal(rolled, np.roll(draws, 1, axis=1))
+    other_draws = kept_tokens({"reducer": sample_keys(4, seed=1)})
+    assert (draws != other_draws).any(axis=2).all()
 
 
 @pytest.mark.parametrize("train, count", [(True, 2 * tiny_vit.DEPTH), (False, 0)])

@@ -1,5 +1,3 @@
-from unittest import mock
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,6 @@ import pytest
 from configs import quickstart
 from imagepiece_jax.benchmark import workloads
 from imagepiece_jax.common import parallel
-from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import cost
 from imagepiece_jax.models.variables import variable_shapes
@@ -78,13 +75,6 @@ def test_logits_alone_need_only_the_heads_tokens():
     shapes = tiny_vit.shapes(model)
     run = optimize.make_logits_function(model)
     assert mlp_rows(run, shapes, tiny_vit.images(2)) == [52, 52, 2]
-    batch = dict.fromkeys(("label", "mask", "index"), np.zeros(2, np.int32))
-    batch["image"] = np.zeros((2, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
-    for measure, last_rows in ((None, 2), (lambda outputs, batch: {}, 52)):
-        with mock.patch.object(parallel, "pmap", lambda step, program_name: step):
-            step = accuracy.make_eval_step(model, measure_outputs=measure)
-        rows = mlp_rows(step, shapes, batch, axis_env=[(parallel.DEVICE_AXIS, 1)])
-        assert rows == [52, 52, last_rows]
 
 
 @pytest.mark.parametrize(
@@ -101,11 +91,7 @@ def test_training_uses_head_only_unless_a_loss_reads_tokens(method, left_out):
     run = RunConfig.from_config(config)
     step, make_state, model, teacher = workloads.make_training_step(run)
     state = jax.eval_shape(make_state, variable_shapes(model))
-    batch = batch_shapes(run, (1, 6))
-    teacher_variables = variable_shapes(teacher)
-    options = {
-        "hidden": 4 * model.config.embed_dim,
-        "axis_env": [(parallel.DEVICE_AXIS, 1)],
-    }
-    rows = mlp_rows(step, state, batch, teacher_variables, **options)
+    arrays = (state, batch_shapes(run, (1, 6)), variable_shapes(teacher))
+    axes = [(parallel.DEVICE_AXIS, 1)]
+    rows = mlp_rows(step, *arrays, hidden=4 * model.config.embed_dim, axis_env=axes)
     assert rows.count(6) == 3 * left_out, rows

@@ -20,7 +20,8 @@ def test_parts_of_a_model_are_counted_by_hand():
     model = tiny_vit.model("tome:r=4", image_size=WIDE, depth=1)
     block = 4 * 16 * 30**2 + 2 * 16**2 * 30 + 2 * 12 * 30 * 120
     assert model_macs(model) == 15 * 48 * 30 + block + 30 * 7
-    assert stem_macs("conv", 6, (8, 12), 4) == 3 * (1296 + 648 + 144) // 2
+    conv_model = tiny_vit.model(stem="conv", embed_dim=6, image_size=(8, 12))
+    assert stem_macs(conv_model.config) == 3 * (1296 + 648 + 144) // 2
     arch = Architecture(class_token=False, pool="map", mlp="swiglu")
     model = tiny_vit.model(arch=arch, image_size=WIDE, depth=1)
     block = 4 * 15 * 30**2 + 2 * 15**2 * 30 + 3 * 15 * 30 * 120

@@ -8,34 +8,28 @@ from imagepiece_jax.reduction.provenance import gather_tokens
 from tests.helpers import tiny_vit
 
 
-def run_model(reduction):
-    """The head as a function of pooled vectors, and Outputs of three images."""
+@pytest.mark.parametrize(
+    "reduction, merges",
+    [
+        ("random:keep_rate=0.6:blocks=(1,)", False),  # dropped: the mean of the rest
+        ("tome:r=4", True),
+        ("grid_pooling:grid_size=2:block=1", True),
+    ],
+)
+def test_the_head_reads_the_mean_of_remaining_patches(reduction, merges):
     model = tiny_vit.model(reduction, class_token=False, prop_attn=True)
     variables = tiny_vit.variables(model)
-    head = variables["params"]["head"]
-    outputs = tiny_vit.compiled(model.apply)(variables, tiny_vit.images())
-    return lambda pooled: pooled @ head["kernel"] + head["bias"], outputs
-
-
-def assert_logits_close(logits, expected):
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_head_reads_the_mean_of_remaining_tokens():
-    """Dropped tokens do not shrink the mean."""
-    head, out = run_model("random:keep_rate=0.6:blocks=(1,)")
-    assert out.tokens.shape == (3, 15, tiny_vit.WIDTH)
-    assert_logits_close(out.logits, head(out.tokens.mean(axis=1)))
-
-
-@pytest.mark.parametrize("reduction", ["tome:r=4", "grid_pooling:grid_size=2:block=1"])
-def test_merged_tokens_count_by_their_patches(reduction):
-    """sum s_i x_i / n0 is the mean over patches."""
-    head, out = run_model(reduction)
+    out = tiny_vit.compiled(model.apply)(variables, tiny_vit.images())
     size = out.state.size
-    assert (size.sum(axis=1) == tiny_vit.TOKENS).all()
-    pooled = np.einsum("bn,bnd->bd", size, out.tokens) / tiny_vit.TOKENS
-    assert_logits_close(out.logits, head(pooled))
-    patch_tokens = gather_tokens(jnp.asarray(out.tokens), tiny_vit.final_slots(out))
-    assert_logits_close(out.logits, head(np.asarray(patch_tokens).mean(axis=1)))
-    assert np.abs(out.logits - head(out.tokens.mean(axis=1))).max() > 0.01
+    slots = jnp.asarray(tiny_vit.final_slots(out))
+    patch_tokens = np.asarray(gather_tokens(jnp.asarray(out.tokens), slots))
+    means = [out.tokens.mean(axis=1)]
+    if merges:  # sum s_i x_i / n0, which is the mean over patches
+        assert (size.sum(axis=1) == tiny_vit.TOKENS).all()
+        means = [np.einsum("bn,bnd->bd", size, out.tokens) / tiny_vit.TOKENS]
+        means.append(patch_tokens.mean(axis=1))
+        assert np.abs(means[0] - out.tokens.mean(axis=1)).max() > 0.001
+    head = variables["params"]["head"]
+    for mean in means:
+        logits = mean @ head["kernel"] + head["bias"]
+        np.testing.assert_allclose(out.logits, logits, rtol=1e-4, atol=1e-4)

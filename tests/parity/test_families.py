@@ -71,26 +71,17 @@ def test_logits_and_tokens_equal_timms(family):
     name, fields = FAMILIES[family]
     ours = create_model(named_models.config(name, num_classes=7, **fields))
     side = ours.config.image_size
-    options = {"act_layer": ACTIVATIONS[ours.config.arch.gelu]}
-    if ours.config.arch.mlp == "swiglu":
-        options = {}
-    theirs = randomize(
-        timm.create_model(name, pretrained=False, num_classes=7, **options, **fields)
-    )
+    options = {"num_classes": 7, **fields}
+    if ours.config.arch.mlp == "gelu":
+        options["act_layer"] = ACTIVATIONS[ours.config.arch.gelu]
+    theirs = randomize(timm.create_model(name, pretrained=False, **options))
     images = noise(2, side, side, 3)
     tensors = originals.memory(theirs)
     out = run_tensors(ours, naming.read_timm_tensors(tensors), images)
-    distances = [
-        distance(out.logits, run_torch(theirs, images)),
-        distance(out.tokens, run_torch(theirs.forward_features, images)),
-    ]
-    assert max(distances) < CLOSE
-    parameters = sum(np.size(tensor) for tensor in tensors.values())
-    record(
-        family=family,
-        name=name,
-        fields=fields,
-        parameters=int(parameters),
-        logits=distances[0],
-        tokens=distances[1],
-    )
+    distances = {
+        "logits": distance(out.logits, run_torch(theirs, images)),
+        "tokens": distance(out.tokens, run_torch(theirs.forward_features, images)),
+    }
+    assert max(distances.values()) < CLOSE
+    parameters = sum(int(np.size(tensor)) for tensor in tensors.values())
+    record(family=family, name=name, fields=fields, parameters=parameters, **distances)

@@ -18,11 +18,10 @@ def names_of_files():
 
 def test_every_original_file_has_timms_name():
     expected = names_of_files()
-    named = {file: registry.translate_file_name(file) for file in expected}
-    rest = {file for file, name in named.items() if name == file}
-    assert {f: [named[f]] for f in expected if f not in rest} == {
-        file: names for file, names in expected.items() if file not in rest
-    }
+    named = {file: registry.model_in_file_name(f"{file}.pth") for file in expected}
+    rest = {file for file, name in named.items() if name is None}
+    for file in expected.keys() - rest:
+        assert [named[file]] == expected[file]
     # Other projects' files, which nobody has checked.
     assert all("miil" in file or file.startswith("jx_") for file in rest)
     assert len(named) - len(rest) == 39

@@ -10,8 +10,6 @@ import json
 import chex
 import numpy as np
 import pytest
-import safetensors.numpy
-import torch
 
 import imagepiece_jax
 from imagepiece_jax.weights import naming
@@ -42,18 +40,6 @@ def test_a_checkpoints_other_names_convert_alike(original):
     expected = naming.read_timm_tensors(original.tensors)
     for tensors in original.also:
         chex.assert_trees_all_equal(naming.read_timm_tensors(tensors), expected)
-
-
-@pytest.mark.parametrize("wrapper", ["model", "teacher", None])
-def test_a_file_of_torch_save_is_read(wrapper, tmp_path):
-    tensors = {k: torch.from_numpy(v) for k, v in originals.mae().tensors.items()}
-    content = {wrapper: tensors, "epoch": 3} if wrapper else tensors
-    torch.save(content, tmp_path / "pytorch_model.bin")
-    read_tensors = naming.read_timm_tensors(tmp_path / "pytorch_model.bin")
-    expected = naming.read_timm_tensors(originals.mae().tensors)
-    assert read_tensors.keys() == expected.keys()
-    # All are arrays.
-    safetensors.numpy.save_file(read_tensors, tmp_path / "a.safetensors")
 
 
 def test_stored_fixtures_are_these_checkpoints():

@@ -48,27 +48,21 @@ FAMILIES = {  # {part of a name: family}
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_features_equal_timms(name):
     size = MODELS[name] or registry.model_config(name).image_size
-    theirs = timm.create_model(
-        name, pretrained=False, **{"img_size": size} if MODELS[name] else {}
-    )
+    options = {"img_size": size} if MODELS[name] else {}
+    theirs = timm.create_model(name, pretrained=False, **options)
     fixtures.randomize_model(theirs.eval())
     ours = create_model(named_models.config(name, image_size=size))
     raw = originals.memory(theirs)
     tensors = naming.read_timm_tensors(raw)
     pixels = noise(2, *image_sides(size), 3)
-    features = run_torch(theirs.forward_features, pixels)
-    logits = run_torch(theirs, pixels)
     out = run_tensors(ours, tensors, pixels)
     distances = {
-        "logits": distance(out.logits, logits),
-        "tokens": distance(out.tokens, features),
+        "logits": distance(out.logits, run_torch(theirs, pixels)),
+        "tokens": distance(out.tokens, run_torch(theirs.forward_features, pixels)),
     }
-    record(
-        family=next(family for part, family in FAMILIES.items() if part in name),
-        name=name,
-        parameters=sum(leaf.numel() for leaf in theirs.parameters()),
-        **distances,
-    )
+    family = next(family for part, family in FAMILIES.items() if part in name)
+    parameters = sum(leaf.numel() for leaf in theirs.parameters())
+    record(family=family, name=name, parameters=parameters, **distances)
     assert max(distances.values()) < ALLOWED / 10
     packed = naming.pack_for_timm(tensors, ours.config.arch, name.partition(".")[0])
     chex.assert_trees_all_equal(packed, raw)
@@ -82,9 +76,8 @@ def test_positions_are_resized_like_timm(new):
     tensors = naming.read_timm_tensors(originals.memory(theirs))
     theirs.set_input_size(new)
     pixels = noise(2, *new, 3)
-    out = run_tensors(
-        create_model(named_models.config(name, image_size=new)), tensors, pixels
-    )
+    ours = create_model(named_models.config(name, image_size=new))
+    out = run_tensors(ours, tensors, pixels)
     assert distance(out.logits, run_torch(theirs, pixels)) < ALLOWED
 
 

@@ -50,6 +50,8 @@ def make_vit(name, reduction=None, **fields):
         ("test_vit", {"reduction": "tome:r=3"}),
         ("deit_tiny_distilled_patch16_224", {"image_size": 64}),
         ("vit_tiny_patch16_224", {"num_classes": 0, "image_size": 64}),
+        ("eva02_tiny_patch14_224", {"num_classes": 3, "image_size": 112}),
+        ("vit_small_patch16_dinov3_qkvb", {"num_classes": 3, "image_size": 112}),
     ],
 )
 def test_timm_computes_equal_outputs(tmp_path, name, fields):
@@ -77,10 +79,3 @@ def test_public_architectures_keep_their_transform(tmp_path, name):
     assert cfg["input_size"] == (3, 64, 64)
     assert cfg["crop_pct"] == 0.95
     assert (*cfg["mean"], *cfg["std"]) == (0.5,) * 6
-
-
-@pytest.mark.parametrize(
-    "name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3_qkvb"]
-)
-def test_rotary_models_compute_equal_outputs(tmp_path, name):
-    save_and_compare(tmp_path / "m", make_vit(name, num_classes=3, image_size=112))

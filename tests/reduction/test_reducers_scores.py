@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.attention_pool import AttentionPool
+from imagepiece_jax.models.attention import AttentionPool
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.reducers import (
     SCORES,

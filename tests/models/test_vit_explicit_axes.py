@@ -1,7 +1,6 @@
 """Models on two devices of a mesh with explicit axes, `jax.make_mesh`'s default."""
 
 import contextlib
-import tempfile
 
 import chex
 import jax
@@ -9,11 +8,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
-from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.inference import write_features
 from tests.helpers import masked_models, tiny_vit
+from tests.helpers.picture_files import noise, write_images
 
 BATCH = 4
 RANDOM = "random:keep_rate=0.7:blocks=(1,)"
@@ -87,12 +86,10 @@ def test_a_training_step_equals_one_on_one_device(reduction, fields, within, mes
 
 
 def test_first_variables_do_not_depend_on_the_mesh(mesh):
-    model = tiny_vit.model(LEARNED)
-    init = tiny_vit.jit(model.init)
+    init = tiny_vit.jit(tiny_vit.model(LEARNED).init)
     images = tiny_vit.images(2)
     divided = init(jax.random.key(0), divide(images, mesh))
-    whole = init(jax.random.key(0), images)
-    chex.assert_trees_all_close(divided, whole, atol=1e-6)
+    chex.assert_trees_all_close(divided, init(jax.random.key(0), images), atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:the values of images")
@@ -131,28 +128,21 @@ def test_a_model_runs_inside_a_module_with_rngs(mesh):
 
 def test_entry_points_compute_alike_under_the_callers_mesh(mesh, tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 20, 20, 3), np.uint8)
-    for number, image in enumerate(pixels):
-        folder = tmp_path / f"photos/{number}"
-        folder.mkdir(parents=True)
-        Image.fromarray(image).save(folder / "0.png")
-    small = tiny_vit.pretrained("tome:r=3", depth=1, num_classes=6)
+    digits = tiny_vit.pretrained("tome:r=3", depth=1, num_classes=10, image_size=16)
+    photographs = write_images(tmp_path / "photos", noise(1, 20, 20))
 
-    def write_rows(file):
-        write_features.write_features(vit, [folder / "0.png"], file)
-        return imagepiece_jax.read_features(file)[1]
+    def compute(folder):
+        folder.mkdir()
+        file = imagepiece_jax.export(vit, folder / "m.onnx")
+        write_features.write_features(vit, photographs, folder / "vectors.sqlite")
+        return (
+            imagepiece_jax.optimize(vit, 4, pixels=True)(noise(3, 20, 20)),
+            imagepiece_jax.evaluate(digits, "digits", limit=16, workers=0)["loss"],
+            file.stat().st_size,
+            imagepiece_jax.read_features(folder / "vectors.sqlite")[1],
+        )
 
-    calls = {
-        "optimize": lambda: imagepiece_jax.optimize(vit, 4, pixels=True)(pixels[:3]),
-        "evaluate": lambda: imagepiece_jax.evaluate(
-            small, str(tmp_path / "photos"), workers=0
-        )["loss"],
-        "export": lambda: (
-            imagepiece_jax.export(vit, tmp_path / "m.onnx").stat().st_size
-        ),
-        "write_features": lambda: write_rows(tempfile.mkstemp(dir=tmp_path)[1]),
-    }
-    expected = {name: np.asarray(call()) for name, call in calls.items()}
+    expected = compute(tmp_path / "without")
     with jax.set_mesh(mesh):
-        for name, call in calls.items():
-            np.testing.assert_allclose(call(), expected[name], 1e-4, atol=1e-5)
+        actual = compute(tmp_path / "within")
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)

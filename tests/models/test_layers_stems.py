@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.models.stems import ConvStem, PatchStem, conv_stem_widths
+from imagepiece_jax.models.layers import ConvStem, PatchStem, conv_stem_widths
 from tests.helpers import oracles, tiny_vit
 from tests.helpers.refused_calls import refused
 
@@ -63,14 +63,12 @@ def test_a_patch_of_2_to_the_k_takes_k_convolutions(embed_dim, patch_size, width
 
 
 def test_convolutions_start_uniform_by_fan_in():
-    images = jnp.zeros((1, 8, 8, 3))
-    key = jax.random.key(0)
-    conv = tiny_vit.jit(ConvStem(embed_dim=64, patch_size=4).init)(key, images)[
-        "params"
-    ]
-    patch = tiny_vit.jit(PatchStem(embed_dim=64, patch_size=4).init)(key, images)[
-        "params"
-    ]
+    arguments = jax.random.key(0), jnp.zeros((1, 8, 8, 3))
+    stems = (
+        ConvStem(embed_dim=64, patch_size=4),
+        PatchStem(embed_dim=64, patch_size=4),
+    )
+    conv, patch = (tiny_vit.jit(stem.init)(*arguments)["params"] for stem in stems)
     drawn = [(conv["conv_0"]["kernel"], 27), (conv["conv_1"]["kernel"], 9 * 32)]
     drawn += [(conv["proj"][name], 64) for name in ("kernel", "bias")]
     drawn += [(patch["proj"][name], 48) for name in ("kernel", "bias")]
