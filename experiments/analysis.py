@@ -40,12 +40,11 @@ def write_reassess_page(paper):
     next block merges and (b) where it prunes. Were the order random, 70 % (a) and 80 %
     (b) would count.
     """
-    models = []
-    for row in (paper_tables.IMAGEPIECE, paper_tables.IMAGEPIECE_PATCH):
-        models += find_models(paper, row)
-    if not models:
-        models.append((paper.pretrained, REDUCTION))
-    vit, reduction = models[0]
+    models = [
+        *find_models(paper, paper_tables.IMAGEPIECE),
+        *find_models(paper, paper_tables.IMAGEPIECE_PATCH),
+    ]
+    vit, reduction = models[0] if models else (paper.pretrained, REDUCTION)
     lines = []
     for block, figures in attentive_ratios(paper, vit, reduction).items():
         number = int(block)
@@ -69,7 +68,7 @@ def attentive_ratios(paper, vit, reduction):
     method = Reduction.read(reduction).method
     share = getattr(method, "candidate_ratio", 0.3)
     steps = merges.list_sites(vit.reduced_model(reduction))
-    neighbors = []
+    neighbors = []  # (a merge, the step of the next block)
     for previous, site in itertools.pairwise(steps):
         if previous.merges and site.block == previous.block + 1:
             neighbors.append((previous, site))
@@ -108,9 +107,8 @@ def write_similarity_page(paper):
     """
     lines = []
     for row in ROWS:
-        line = [row.name]
-        for figure in published.SIMILARITY.get(row.name, (None, None)):
-            line.append(published.format_figure(figure, 4))
+        figures = published.SIMILARITY.get(row.name, (None, None))
+        line = [row.name, *(published.format_figure(figure, 4) for figure in figures)]
         models = find_models(paper, row)
         if models:
             estimates = first_and_last(paper, *models[0])
@@ -147,17 +145,15 @@ def first_and_last(paper, vit, reduction):
         return similarities
 
     def summarize(arrays):
-        values = {end: arrays[end].astype(np.float64) for end in ENDS}
+        first, last = (arrays[end].astype(np.float64) for end in ENDS)
 
         def gap(index):
-            return mean_lowest(values["last"][index]) - mean_lowest(
-                values["first"][index]
-            )
+            return mean_lowest(last[index]) - mean_lowest(first[index])
 
-        estimates = {"gap": intervals.bootstrap_statistic(gap, len(values["first"]))}
-        for end in ENDS:
-            estimates[f"all {end}"] = intervals.estimate_mean(values[end])
-            estimates[f"lowest {end}"] = lowest_mean(values[end])
+        estimates = {"gap": intervals.bootstrap_statistic(gap, len(first))}
+        for end, values in zip(ENDS, (first, last), strict=True):
+            estimates[f"all {end}"] = intervals.estimate_mean(values)
+            estimates[f"lowest {end}"] = lowest_mean(values)
         return estimates
 
     return paper.inside("similarity", vit, reduction, read, summarize)
@@ -183,15 +179,13 @@ def lowest_count(images):
 
 def mean_lowest(values):
     """Mean of the lowest 1 % of values [images]."""
-    count = lowest_count(len(values))
-    return float(np.sort(values)[:count].mean())
+    return float(np.sort(values)[: lowest_count(len(values))].mean())
 
 
 def lowest_mean(values):
     """`mean_lowest` of values [images], by bootstrap."""
-    return intervals.bootstrap_statistic(
-        lambda index: mean_lowest(values[index]), len(values)
-    )
+    count = len(values)
+    return intervals.bootstrap_statistic(lambda i: mean_lowest(values[i]), count)
 
 
 def write_overlap_page(paper):
@@ -203,28 +197,24 @@ def write_overlap_page(paper):
     """
     lines = []
     for size, values in published.OVERLAP.items():
-        figures = [published.format_figure(value) for value in values]
         name = f"ToMe, {published.SIZES[size]}"
+        figures = map(published.format_figure, values)
         lines.append([name, f"not said ({published.LABEL})", *figures])
+    tops = published.OVERLAP_K
     for row in ROWS:
-        models = find_models(paper, row)
-        if not models:
-            continue
-        shares = attended_shares(paper, *models[0])
-        for kind in KINDS:
-            figures = [
-                format_interval(shares[f"{kind} {k}"]) for k in published.OVERLAP_K
-            ]
-            lines.append([row.name, f"{kind} (measured)", *figures])
-    lines.append(["chance", "", *map(str, published.OVERLAP_K)])
-    head = ["model", "merged are", *(f"top {k} %" for k in published.OVERLAP_K)]
+        for vit, reduction in find_models(paper, row)[:1]:
+            shares = attended_shares(paper, vit, reduction)
+            for kind in KINDS:
+                figures = [format_interval(shares[f"{kind} {k}"]) for k in tops]
+                lines.append([row.name, f"{kind} (measured)", *figures])
+    lines.append(["chance", "", *map(str, tops)])
+    head = ["model", "merged are", *(f"top {k} %" for k in tops)]
     note = (
         "src: the leaving tokens; both: also the tokens they merge into. ImagePiece "
         "merges among the least attended 30 %, so its zeros are by construction."
     )
     title = "merged tokens among the most attended, %"
-    text = markdown_table(head, lines)
-    paper.write_page("overlap", title, text, note, paper.facts())
+    paper.write_page("overlap", title, markdown_table(head, lines), note, paper.facts())
 
 
 def attended_shares(paper, vit, reduction):
@@ -243,8 +233,11 @@ def attended_shares(paper, vit, reduction):
         return shares
 
     def summarize(arrays):
-        names = [name for name in arrays if name != "index"]
-        return {name: intervals.estimate_mean(arrays[name]) for name in names}
+        estimates = {}
+        for kind, k in itertools.product(KINDS, published.OVERLAP_K):
+            name = f"{kind} {k}"
+            estimates[name] = intervals.estimate_mean(arrays[name])
+        return estimates
 
     return paper.inside("overlap", vit, reduction, read, summarize)
 
@@ -268,18 +261,16 @@ def write_lcb_page(paper):
             lines.append([*line, vit.origin.seed, *figures])
     head = ["model", f"DeiT-S, lowest 1 % ({published.LABEL})", "seed"]
     head += STEM_FIGURES.values()
-    more = {"merge": "ImagePiece's first"}
-    text = markdown_table(head, lines)
+    facts = paper.facts({"merge": "ImagePiece's first"})
     title = "likeness of candidates by stem"
-    paper.write_page("lcb-similarity", title, text, paper.facts(more))
+    paper.write_page("lcb-similarity", title, markdown_table(head, lines), facts)
 
 
 def first_merge(paper, vit, reduction):
     """Estimates by the names of STEM_FIGURES."""
     site, *_ = merging_sites(vit, reduction)
-    patch = vit.config.patch_size
     _, side = image_sides(vit.image_size)
-    width = side // patch
+    patches_in_row = side // vit.config.patch_size
 
     def read(outputs, batch):
         inputs = outputs.reducer_inputs[site.step]
@@ -287,15 +278,13 @@ def first_merge(paper, vit, reduction):
         return {
             "pairs": merges.pair_similarity(inputs, pairs),
             "candidates": merges.candidate_similarity(inputs, site.counts),
-            "distance": merges.pair_distance(pairs, width),
+            "distance": merges.pair_distance(pairs, patches_in_row),
         }
 
     def summarize(arrays):
-        estimates = {}
+        estimates = {"lowest": lowest_mean(arrays["pairs"].astype(np.float64))}
         for name in ("pairs", "candidates", "distance"):
             estimates[name] = intervals.estimate_mean(arrays[name])
-        pairs = arrays["pairs"].astype(np.float64)
-        estimates["lowest"] = lowest_mean(pairs)
         return estimates
 
     return paper.inside("lcb-similarity", vit, reduction, read, summarize)

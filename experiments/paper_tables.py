@@ -88,8 +88,8 @@ class Measured:
     pretrained: Pretrained
     reduction: Reduction | str
     results: tuple[Any, ...]  # an `Answers` a seed
-    bases: tuple[Any, ...] = ()  # dense, of the same seeds
-    speed: Mapping[str, float] | None = None
+    bases: tuple[Any, ...]  # dense, of the same seeds
+    speed: Mapping[str, float] | None
 
     @property
     def rights(self):
@@ -113,10 +113,6 @@ class Measured:
         return self.results[0].figures
 
 
-# Of the rows of a table, by name; None: there is no such model
-Results = Mapping[str, Measured | None]
-
-
 def find_models(paper, row):
     """The models of a row, one a seed, as `Models.find` has them."""
     trained = row.reduction if row.trained is None else row.trained
@@ -129,21 +125,15 @@ def find_models(paper, row):
 def measure_rows(paper, rows):
     """Measure the rows of a table, and the dense model.
 
+    Returns {name of a row: Measured, or None where there is no such model}.
     Raises InputError where there is not one model.
     """
-    models = {}
-    for row in (DENSE, *rows):
-        if row not in models:
-            models[row] = find_models(paper, row)
+    models = {row: find_models(paper, row) for row in dict.fromkeys((DENSE, *rows))}
     for vits in models.values():
         for vit, reduction in vits:
             vit.reduced_model(reduction)  # fail before anything is measured
     if not any(models.values()):
-        paths = [str(vit.origin.path) for vit in paper.models.weights]
-        names = ", ".join(paths)
-        problem = f"has no model but {names or 'none'}"
-        allowed = "--weights of a row, or --runs with trained ones"
-        raise InputError(f"this table {problem}; allowed: {allowed}")
+        raise InputError("--weights or --runs has no model of this table")
     results = {}
     for row, vits in models.items():
         results[row.name] = None
@@ -157,25 +147,18 @@ def measure_row(paper, row, models, dense):
 
     The first dense model stands in for those of other seeds.
     """
-    bases = {}
+    by_seed = {}
     for vit, reduction in dense:
-        bases[vit.origin.seed] = paper.evaluate(vit, reduction)
-    first = next(iter(bases.values()), None)
+        by_seed[vit.origin.seed] = paper.evaluate(vit, reduction)
     results = []
-    beside = []
+    bases = []
     for vit, reduction in models:
         results.append(paper.evaluate(vit, reduction))
-        if bases:
-            beside.append(bases.get(vit.origin.seed, first))
+        if by_seed:
+            bases.append(by_seed.get(vit.origin.seed, next(iter(by_seed.values()))))
     vit, reduction = models[0]
-    return Measured(
-        row=row,
-        pretrained=vit,
-        reduction=reduction,
-        results=tuple(results),
-        bases=tuple(beside),
-        speed=paper.speed(vit, reduction),
-    )
+    speed = paper.speed(vit, reduction)
+    return Measured(row, vit, reduction, tuple(results), tuple(bases), speed)
 
 
 # As text
@@ -226,9 +209,7 @@ def measured_cells(measured, dense, several):
     difference = ""
     if measured.row != DENSE:
         difference = statistics.format_difference(measured.difference)
-    ratio = ""
-    if dense:
-        ratio = f"{dense.facts['gmacs'] / gmacs:.2f}"
+    ratio = f"{dense.facts['gmacs'] / gmacs:.2f}" if dense else ""
     cells = [use, statistics.format_estimate(measured.accuracy), difference]
     if several:
         seeds = [f"{answers['acc1']:.1f}" for answers in measured.results]
@@ -275,22 +256,10 @@ def published_figures(results, sizes):
 
     sizes: sizes of the paper's tables; the first stands in for any other
     """
-    size = find_size_name(results)
-    if size not in sizes:
-        size = sizes[0]
-    return published.ACCURACY_SPEED[size], published.SIZES[size]
-
-
-def find_size_name(results):
-    """The models' size, such as "deit_s"; None for one that has no name."""
     first = next(entry for entry in results.values() if entry is not None)
-    config = first.pretrained.config
-    named = MODELS.get(config.name)
-    if named is not None:
-        for field in ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio"):
-            if getattr(config, field) != getattr(named, field):
-                return None
-    return config.name
+    name = first.pretrained.config.name
+    size = name if name in sizes else sizes[0]
+    return published.ACCURACY_SPEED[size], published.SIZES[size]
 
 
 # The tables
@@ -325,13 +294,8 @@ def printed_tokens(_):
 
 def plan_tokens(row):
     """Tokens of DeiT-S after the last block, class token included."""
-    return deit_s(row).plan[-1].mlp_tokens
-
-
-def deit_s(row):
-    """DeiT-S with the stem and the reduction of a row."""
     config = dataclasses.replace(MODELS["deit_s"], stem=row.stem)
-    return create_model(config, row.reduction)
+    return create_model(config, row.reduction).plan[-1].mlp_tokens
 
 
 # Table 9: the paper's combinations have the convolutional stem, and their baselines do
@@ -343,25 +307,19 @@ COMBINED = (
 )
 
 
-def _with_stem(name, reduction, stem, usual):
-    """A TableRow whose name says where the stem is not the paper's."""
-    if stem != usual:
-        name = f"{name}, {stem} stem"
-    return TableRow(name, reduction, stem)
+def _pair_rows(stem):
+    """[(a method alone, with ImagePiece)], all with this stem."""
+    # A name says where the stem is not the paper's.
+    single_end = "" if stem == "patch" else f", {stem} stem"
+    combined_end = "" if stem == "conv" else f", {stem} stem"
+    pairs = []
+    for single, name, reduction in COMBINED:
+        alone = TableRow(f"{single.name}{single_end}", single.reduction, stem)
+        pairs.append((alone, TableRow(f"{name}{combined_end}", reduction, stem)))
+    return pairs
 
 
-def _combine_rows(stem, combined):
-    """(a method alone, with ImagePiece), both with this stem."""
-    single, name, reduction = combined
-    return (
-        _with_stem(single.name, single.reduction, stem, "patch"),
-        _with_stem(name, reduction, stem, "conv"),
-    )
-
-
-PAIRS = tuple(
-    itertools.starmap(_combine_rows, itertools.product(("patch", "conv"), COMBINED))
-)
+PAIRS = (*_pair_rows("patch"), *_pair_rows("conv"))
 COMBINATIONS = (DENSE, *itertools.chain(*PAIRS))
 
 

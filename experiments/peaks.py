@@ -14,6 +14,7 @@ paired. `recover` is measured by experiments.recovery.
 import argparse
 import base64
 import dataclasses
+import itertools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -58,6 +59,7 @@ OWN = ("tome", "mctf", "diffrate", "pitome", "tofu", "evit", "imagepiece", "rand
 IN_ALL = ("tome", "mctf", "pitome")
 SIZES = (208, 192, 176, 160, 144, 128)
 FUSION = "mctf:score=auto:attention=40"  # of the search study
+SCORES = ("class", "mean", "class_and_mean")
 BATCH = 50
 IMAGENETTE = {  # folder: ImageNet's class
     "n01440764": 0,
@@ -174,73 +176,51 @@ def reduced_cell(model, images, method, share, schedule=None, title=None):
     return Cell(model, images, setting, (("reduction", text),))
 
 
-def part_cells(model, images, parts, shares):
-    cells = []
-    for share in shares:
-        for title, fields in parts.items():
-            method = f"parts:{fields}"
-            cells.append(reduced_cell(model, images, method, share, "three", title))
-    return cells
+SCORED = []
+for name, score in itertools.product(("imagepiece", "evit"), SCORES):
+    SCORED.append(f"{name}:score={score}")
+# (model, images, methods, schedules, shares): a cell of each combination
+GRIDS = (
+    ("deit", "photographs", ("peaks", "attended"), (*SCHEDULES,), SHARES),
+    ("deit", "photographs", OWN, (None,), SHARES),
+    ("deit", "photographs", IN_ALL, ("all",), SHARES),
+    ("deit", "photographs", SCORED, (None,), (0.6, 0.5)),
+    ("deit", "imagenette", ("peaks", "attended"), ("three", "all"), SHARES[1:]),
+    ("deit", "imagenette", ("tome", "mctf", "diffrate"), (None,), SHARES[1:4]),
+    ("dinov2", "even", ("peaks",), ("three",), SHARES[:4]),
+    ("dinov2", "even", ("tome",), (None,), SHARES[:4]),
+    ("dinov2", "even", ("attended",), ("three",), SHARES[:4]),
+    ("dinov2", "even", (FUSION,), (None,), SHARES[:4]),
+    ("dinov2", "even", ("peaks",), ("all",), SHARES[:4]),
+    ("dinov2", "even", ("peaks",), ("five",), (0.6, 0.5)),
+    ("dinov2", "even", ("pitome", "random"), (None,), (0.6, 0.5)),
+    ("mean", "even", ("peaks:score=mean", "attended"), ("three",), (0.6, 0.5)),
+    ("mean", "even", ("tome",), (None,), (0.6, 0.5)),
+)
+# (model, images, controls, shares)
+PARTS = (
+    ("deit", "photographs", CONTROLS | FURTHER, SHARES[1:4]),
+    ("deit", "imagenette", CONTROLS, (0.5,)),
+    ("dinov2", "even", ENCODER_FURTHER, (0.6, 0.5)),
+)
 
 
 def list_cells():
-    """All cells, in the order in which they run."""
-    dense = "dense"
-    order = [Cell("deit", "photographs", dense)]
-    for share in (0.5, 0.6, 0.4, 0.75, 0.3):
-        for method in ("peaks", "attended"):
-            for schedule in SCHEDULES:
-                order.append(
-                    reduced_cell("deit", "photographs", method, share, schedule)
-                )
-    for share in SHARES:
-        order += [reduced_cell("deit", "photographs", method, share) for method in OWN]
-        for method in IN_ALL:
-            order.append(reduced_cell("deit", "photographs", method, share, "all"))
+    """All cells."""
+    places = dict.fromkeys((model, images) for model, images, *_ in GRIDS)
+    cells = [Cell(model, images, "dense") for model, images in places]
     for size in SIZES:
         title = f"dense on {size} pixels"
-        order.append(Cell("deit", "photographs", title, (("image_size", size),)))
-    order += part_cells("deit", "photographs", CONTROLS, (0.5, 0.6, 0.4))
-    order += part_cells("deit", "photographs", FURTHER, (0.5, 0.6, 0.4))
-    for score in ("class", "mean", "class_and_mean"):
-        for share in (0.6, 0.5):
-            method = f"imagepiece:score={score}"
-            order.append(reduced_cell("deit", "photographs", method, share))
-            method = f"evit:score={score}"
-            order.append(reduced_cell("deit", "photographs", method, share))
-    order.append(Cell("deit", "imagenette", dense))
-    for share in (0.5, 0.6, 0.4, 0.3):
-        for method in ("peaks", "attended"):
-            for schedule in ("three", "all"):
-                order.append(
-                    reduced_cell("deit", "imagenette", method, share, schedule)
-                )
-    for share in (0.5, 0.6, 0.4):
-        for method in ("tome", "mctf", "diffrate"):
-            order.append(reduced_cell("deit", "imagenette", method, share))
-    order += part_cells("deit", "imagenette", CONTROLS, (0.5,))
-    return order + encoder_cells()
-
-
-def encoder_cells():
-    order = [Cell("dinov2", "even", "dense")]
-    for share in (0.6, 0.5, 0.75, 0.4):
-        order.append(reduced_cell("dinov2", "even", "peaks", share, "three"))
-        order.append(reduced_cell("dinov2", "even", "tome", share))
-        order.append(reduced_cell("dinov2", "even", "attended", share, "three"))
-        order.append(reduced_cell("dinov2", "even", FUSION, share, title="mctf"))
-        order.append(reduced_cell("dinov2", "even", "peaks", share, "all"))
-    for share in (0.6, 0.5):
-        order.append(reduced_cell("dinov2", "even", "peaks", share, "five"))
-        order.append(reduced_cell("dinov2", "even", "pitome", share))
-        order.append(reduced_cell("dinov2", "even", "random", share))
-    order += part_cells("dinov2", "even", ENCODER_FURTHER, (0.6, 0.5))
-    order.append(Cell("mean", "even", "dense"))
-    for share in (0.6, 0.5):
-        order.append(reduced_cell("mean", "even", "peaks:score=mean", share, "three"))
-        order.append(reduced_cell("mean", "even", "tome", share))
-        order.append(reduced_cell("mean", "even", "attended", share, "three"))
-    return order
+        cells.append(Cell("deit", "photographs", title, (("image_size", size),)))
+    for model, images, *choices in GRIDS:
+        for method, schedule, share in itertools.product(*choices):
+            title = "mctf" if method == FUSION else None
+            cells.append(reduced_cell(model, images, method, share, schedule, title))
+    for model, images, parts, shares in PARTS:
+        for (title, fields), share in itertools.product(parts.items(), shares):
+            method = f"parts:{fields}"
+            cells.append(reduced_cell(model, images, method, share, "three", title))
+    return cells
 
 
 # Measuring
@@ -326,7 +306,7 @@ class Study:
         if cell.model == "deit":
             return {"logits": compute_logits(vit, pixels)}
         vectors = []
-        maps = []
+        maps = []  # unit features of patches, [images, patches, features]
         for start in range(0, len(pixels), BATCH):
             part = imagepiece_jax.features(vit, pixels[start : start + BATCH])
             vectors.append(np.asarray(part.pooled))
@@ -536,7 +516,7 @@ def scores_table(lines):
     head = ["method", "score", "0.6: KL, points lost", "0.5: KL, points lost"]
     rows = []
     for method in ("evit", "imagepiece"):
-        for score in ("class", "mean", "class_and_mean"):
+        for score in SCORES:
             row = [f"`{method}`", f"`{score}`"]
             for share in (0.6, 0.5):
                 text = f"{method}:score={score}"
@@ -551,7 +531,7 @@ def encoder_table(lines, model):
     head = ["share", "method", "vector, 1 - cosine", "worst image"]
     head += ["maps, 1 - cosine", "ten nearest kept, %"]
     rows = []
-    for cell in sorted(encoder_cells(), key=negative_share):
+    for cell in sorted(list_cells(), key=negative_share):
         if cell.model != model or not lines.has(cell) or cell.setting == "dense":
             continue
         title, _, share = cell.setting.rpartition(", ")
