@@ -66,60 +66,33 @@ LEGEND = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What tables are made of."""
+    """What tables are made of; comments are what --help prints."""
 
+    # The table or figure, or all.
     table: Annotated[str, Positional, arg(metavar="NAME")]
-    """The table or figure, or all."""
-
+    # A folder of images for each class, csv:FILE, hf:OWNER/NAME, imagenet2012 or
+    # digits.
     data: str
-    """A folder of images for each class, csv:FILE, hf:OWNER/NAME, imagenet2012 or
-    digits."""
-
-    weights: str | None = None
-    """One checkpoint, off the shelf."""
-
+    weights: str | None = None  # One checkpoint, off the shelf
+    # What the model is, where the weights do not say it: timm's name of a public one,
+    # or a folder with its config.json.
     config: str | None = None
-    """What the model is, where the weights do not say it: timm's name of a public one,
-    or a folder with its config.json."""
-
-    image_size: int | None = None
-    """Pixels a side."""
-
+    image_size: int | None = None  # Pixels a side
+    # The center crop's side, as a share of the resized image's side.
     crop: float | None = None
-    """The center crop's side, as a share of the resized image's side."""
-
+    # Of the layers: bfloat16, and float32 on CPUs.
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the layers: bfloat16, and float32 on CPUs."""
-
-    runs: str | None = None
-    """A folder of trained runs, one a model."""
-
+    runs: str | None = None  # A folder of trained runs, one a model
+    # The folder of pages and results.
     out: pathlib.Path = pathlib.Path("runs/experiments")
-    """The folder of pages and results."""
-
-    limit: int | None = None
-    """How many images to take, evenly spaced over the set."""
-
-    eval_batch_size: int = 100
-    """Images at once."""
-
-    readers: int = 0
-    """Processes that read images."""
-
-    no_speed: bool = False
-    """Measure no speeds."""
-
-    speed_batch_size: int = 64
-    """Of speeds in tables."""
-
-    warmup: int = Timing.warmup
-    """Calls of each program that are not timed, first."""
-
-    repeats: int = Timing.repeats
-    """Rounds in which each is timed."""
-
-    seconds: float = Timing.seconds
-    """That a program is timed in a round, at least."""
+    limit: int | None = None  # How many images to take, evenly spaced over the set
+    eval_batch_size: int = 100  # Images at once
+    readers: int = 0  # Processes that read images
+    no_speed: bool = False  # Measure no speeds
+    speed_batch_size: int = 64  # Of speeds in tables
+    warmup: int = Timing.warmup  # Calls of each program that are not timed, first
+    repeats: int = Timing.repeats  # Rounds in which each is timed
+    seconds: float = Timing.seconds  # That a program is timed in a round, at least
 
 
 # What is measured

@@ -121,49 +121,25 @@ SMALL_BATCH = 4  # the largest whose latency is timed
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is timed."""
+    """What is timed; comments are what --help prints."""
 
-    cases: tuple[str, ...] = ("deit_s",)
-    """Models."""
-
-    models: tuple[str, ...] = ()
-    """Settings beside dense; all of DeiT's without any."""
-
-    at_once: tuple[int, ...] = (256,)
-    """Images in a call."""
-
+    cases: tuple[str, ...] = ("deit_s",)  # Models
+    models: tuple[str, ...] = ()  # Settings beside dense; all of DeiT's without any
+    at_once: tuple[int, ...] = (256,)  # Images in a call
+    # Of weights and layers: bfloat16, and float32 on CPUs.
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of weights and layers: bfloat16, and float32 on CPUs."""
-
-    gelus: tuple[Literal["exact", "tanh"], ...] = ()
-    """Forms of GELU."""
-
+    gelus: tuple[Literal["exact", "tanh"], ...] = ()  # Forms of GELU
+    # How attention counts merges.
     size_forms: tuple[Literal["bias", "direction"], ...] = ()
-    """How attention counts merges."""
-
-    reduction_forms: tuple[Literal["exact", "fast"], ...] = ()
-    """How reductions compute."""
-
-    precisions: tuple[str, ...] = ("default",)
-    """Of products."""
-
-    xla: tuple[str, ...] = ("default",)
-    """Options of XLA."""
-
-    beside: tuple[str, ...] = ()
-    """timm's models, under torch.compile."""
-
-    warmup: int = timer.Timing.warmup
-    """Calls of each program that are not timed, first."""
-
-    repeats: int = timer.Timing.repeats
-    """Rounds in which each is timed."""
-
+    reduction_forms: tuple[Literal["exact", "fast"], ...] = ()  # How reductions compute
+    precisions: tuple[str, ...] = ("default",)  # Of products
+    xla: tuple[str, ...] = ("default",)  # Options of XLA
+    beside: tuple[str, ...] = ()  # timm's models, under torch.compile
+    warmup: int = timer.Timing.warmup  # Calls of each program that are not timed, first
+    repeats: int = timer.Timing.repeats  # Rounds in which each is timed
+    # That a program is timed in a round, at least.
     seconds: float = timer.Timing.seconds
-    """That a program is timed in a round, at least."""
-
-    smoke: bool = False
-    """Tiny models."""
+    smoke: bool = False  # Tiny models
 
 
 OPTIONS = Options()  # of this process

@@ -1,7 +1,8 @@
 """Arguments shared by several commands: weights, images with labels, images.
 
-Fields have the names of the Python functions' arguments. tyro takes positional words in
-the order of these classes in a command's signature.
+Fields have the names of the Python functions' arguments, and their comments are what
+--help prints. tyro takes positional words in the order of these classes in a command's
+signature.
 """
 
 import dataclasses
@@ -28,37 +29,25 @@ def option_values(name: str, values: tuple | None) -> tuple:
 class Weights:
     """Weights, and the arguments of `imagepiece_jax.load`."""
 
+    # A .npz, .safetensors or .pth file, a folder with config.json and weights, the
+    # folder of a run, or hf://OWNER/NAME.
     weights: Annotated[str, Positional, arg(metavar="WEIGHTS")]
-    """A .npz, .safetensors or .pth file, a folder with config.json and weights, the
-    folder of a run, or hf://OWNER/NAME."""
-
+    # A share of the dense model's MACs, such as 0.5, or a method: tome:r=8.
     reduction: str | None = None
-    """A share of the dense model's MACs, such as 0.5, or a method: tome:r=8."""
-
-    image_size: tuple[int, ...] | None = None
-    """Pixels per side, or height and width."""
-
+    image_size: tuple[int, ...] | None = None  # Pixels per side, or height and width.
+    # The model, if the weights do not name it: timm's name of a public model, or a
+    # folder with its config.json.
     config: str | None = None
-    """The model, if the weights do not name it: timm's name of a public model, or a
-    folder with its config.json."""
-
+    # The layers' data type.
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """The layers' data type."""
-
-    attention: Literal["xla", "cudnn"] | None = None
-    """The attention implementation."""
-
+    attention: Literal["xla", "cudnn"] | None = None  # The attention implementation.
+    # For a run best or latest; for a file of several models, the key of one.
     checkpoint: str | None = None
-    """For a run best or latest; for a file of several models, the key of one."""
-
-    averaged: bool = False
-    """Use a run's weights averaged over its steps."""
-
+    averaged: bool = False  # Use a run's weights averaged over its steps.
+    # The center crop's side, as a share of the resized image's side.
     crop: float | None = None
-    """The center crop's side, as a share of the resized image's side."""
-
+    # 0 removes the head: the model gives vectors.
     num_classes: Literal[0] | None = None
-    """0 removes the head: the model gives vectors."""
 
     def typed_options(self) -> dict[str, Any]:
         """The typed arguments apart from the weights, by name."""
@@ -104,8 +93,8 @@ class Weights:
 class Model(Weights):
     """A model, by its weights or its name, and the arguments of `load`."""
 
+    # Weights as other commands take them, or timm's name of a public model.
     weights: Annotated[str, Positional, arg(metavar="MODEL")]
-    """Weights as other commands take them, or timm's name of a public model."""
 
     def create_named(self):
         """Create a named ViT; None for a file, a folder or hf://OWNER/NAME.
@@ -126,30 +115,21 @@ class Model(Weights):
 class Data:
     """Images with labels, and how to read them."""
 
+    # A folder with a folder of images for each class, or a set such as csv:FILE,
+    # hf:OWNER/NAME, imagenet2012 or digits; without it, the run's validation data.
     data: Annotated[str | None, Positional, arg(metavar="DATA")] = None
-    """A folder with a folder of images for each class, or a set such as csv:FILE,
-    hf:OWNER/NAME, imagenet2012 or digits; without it, the run's validation data."""
-
-    data_dir: str | None = None
-    """Folder of imagenet2012's files."""
-
-    limit: int | None = None
-    """Number of images, evenly spaced over the set."""
-
-    batch_size: int | None = None
-    """Images per batch; if unset the run's, or 512."""
-
-    workers: int | None = None
-    """Worker processes; if unset the run's, or 8."""
-
+    data_dir: str | None = None  # Folder of imagenet2012's files.
+    limit: int | None = None  # Number of images, evenly spaced over the set.
+    batch_size: int | None = None  # Images per batch; if unset the run's, or 512.
+    workers: int | None = None  # Worker processes; if unset the run's, or 8.
+    # Decoding threads per process; if unset the run's, or 2.
     threads: int | None = None
-    """Decoding threads per process; if unset the run's, or 2."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
     """Images without labels."""
 
+    # Images, folders of images, and .txt files with one path per line. If an image
+    # cannot be read, the others' results are written, and the exit status is 1.
     images: Annotated[tuple[str, ...], Positional, arg(metavar="IMAGE")]
-    """Images, folders of images, and .txt files with one path per line. If an image
-    cannot be read, the others' results are written, and the exit status is 1."""

@@ -26,9 +26,9 @@ class ExportedWeights(Weights):
 class Out:
     """The file to write."""
 
+    # The .onnx or .tflite file to write, new or of an earlier export, or a folder for
+    # an .onnx file; with --layout always a folder.
     out: Annotated[pathlib.Path, Positional, arg(metavar="OUT")]
-    """The .onnx or .tflite file to write, new or of an earlier export, or a folder for
-    an .onnx file; with --layout always a folder."""
 
 
 def main(
