@@ -11,7 +11,6 @@ one. It needs JAX's CUDA wheels (pip install ".[train,gpu]"), no GPU and no driv
 import collections
 import functools
 import importlib
-import importlib.util
 import itertools
 import os
 import pathlib
@@ -98,32 +97,25 @@ def report_kernels(configs, batch_size, mode="inference", kernels=False, gelu=No
     Raises InputError without JAX's CUDA wheels.
     """
     described_gpu()  # before JAX is used otherwise
-    programs = []
+    options = {"gelu": gelu} if mode == "inference" else {}
+    parts = []
+    rows = []  # (kernels by kind, GMACs of an image, name)
     for name, config in configs:
         config = config.copy_and_resolve_references()
         config.batch_size = batch_size
-        options = {"gelu": gelu} if mode == "inference" else {}
         program_kernels = hlo.list_kernels(PROGRAMS[mode](config, **options))
-        programs.append((name, program_kernels, _config_gmacs(config)))
+        by_kind = collections.Counter(kernel.kind for kernel in program_kernels)
+        model = RunConfig.from_config(without_placement(config)).create_model()
+        rows.append((by_kind, f"{model_macs(model) / 1e9:.3f}", name))
+        if kernels:
+            parts.append(f"{name}\n{_list_kernels(program_kernels)}")
+    total = sum((by_kind for by_kind, *_ in rows), collections.Counter())
+    kinds = [kind for kind, _ in total.most_common()]
+    table = [("kernels", *kinds, "GMACs", "config")]
+    for by_kind, gmacs, name in rows:
+        table.append((by_kind.total(), *(by_kind[kind] for kind in kinds), gmacs, name))
     title = f"compiled for an NVIDIA H200, mode {mode}, batch size {batch_size}"
-    parts = [title, _overview_table(programs)]
-    if kernels:
-        parts += [
-            f"{name}\n{_list_kernels(program_kernels)}"
-            for name, program_kernels, _ in programs
-        ]
-    return "\n\n".join(parts)
-
-
-def _overview_table(programs):
-    """[(name, kernels, GMACs)] -> a table, one row each, a column per kind."""
-    counts = [collections.Counter(kernel.kind for kernel in row[1]) for row in programs]
-    kinds = [kind for kind, _ in sum(counts, collections.Counter()).most_common()]
-    rows = [("kernels", *kinds, "GMACs", "config")]
-    for (name, kernels, gmacs), by_kind in zip(programs, counts, strict=True):
-        cells = (by_kind[kind] for kind in kinds)
-        rows.append((len(kernels), *cells, f"{gmacs:.3f}", name))
-    return text_table(rows)
+    return "\n\n".join([title, text_table(table), *parts])
 
 
 def _list_kernels(kernels):
@@ -134,12 +126,6 @@ def _list_kernels(kernels):
         shape = f"{kernel.shape[:40]:40}"
         lines.append(f"{number:4} {kernel.kind:11} {shape}  {kernel.name}, {where}")
     return "\n".join(lines)
-
-
-def _config_gmacs(config):
-    """GMACs of one image, forward."""
-    model = RunConfig.from_config(without_placement(config)).create_model()
-    return model_macs(model) / 1e9
 
 
 def without_placement(config):
@@ -158,8 +144,8 @@ def place_attention(model, config):
 
 def inference_text(config, gelu=None):
     """Return the compiled text of `inference.optimize`'s program for `config`."""
-    model = RunConfig.from_config(without_placement(config)).create_model()
     dtype = config.model.dtype
+    model = RunConfig.from_config(without_placement(config)).create_model()
     model = model.with_execution(dtype=dtype)
     on_gpu = place_attention(model, config)
     gelu = gelu or optimize.default_gelu(on_gpu, described_gpu())
@@ -227,24 +213,10 @@ def described_gpu():
             "", platform="cuda", target_config=TARGET, topology="1x1x1"
         )
     except (NotImplementedError, RuntimeError) as error:  # no such plugin, or not ready
-        if has_wheels():
-            problem = "found JAX's CUDA wheels, which did not start"
-            hint = "set JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 before JAX is used"
-        else:
-            problem = "needs JAX's CUDA wheels, which are not installed"
-            hint = f"{extras.install_command('gpu')} (no GPU and no driver needed)"
-        raise InputError(f"compiling for an H200 {problem}; {hint}") from (error)
+        problem = "needs JAX's CUDA wheels, started before JAX is used otherwise"
+        hint = f"{extras.install_command('gpu')} (no GPU and no driver needed)"
+        raise InputError(f"compiling for an H200 {problem}; {hint}") from error
     return described.devices[0]
-
-
-def has_wheels():
-    """Whether JAX's CUDA plugin is installed."""
-    try:
-        plugins = ("xla_cuda13", "xla_cuda12")
-        specs = [importlib.util.find_spec(f"jax_plugins.{name}") for name in plugins]
-    except ModuleNotFoundError:
-        return False
-    return any(specs)
 
 
 def compile_for(fn, *args, donate=(), shardings=None):
@@ -258,22 +230,21 @@ def compile_for(fn, *args, donate=(), shardings=None):
     if shardings is None:
         shardings = [jax.sharding.SingleDeviceSharding(described_gpu())] * len(args)
 
-    def on_device(leaf, sharding):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    args = [
-        jax.tree.map(functools.partial(on_device, sharding=sharding), arg)
-        for arg, sharding in zip(args, shardings, strict=True)
-    ]
-    traced = jax.jit(fn, donate_argnums=donate).trace(*args)
+    placed = []
+    for arg, sharding in zip(args, shardings, strict=True):
+        place = functools.partial(_place_leaf, sharding)
+        placed.append(jax.tree.map(place, arg))
+    traced = jax.jit(fn, donate_argnums=donate).trace(*placed)
+    options = xla_options.compiler_options("gpu")
     try:
-        compiled = lower_for_cuda(traced).compile(
-            compiler_options=xla_options.compiler_options("gpu")
-        )
-        return compiled.as_text()
+        return lower_for_cuda(traced).compile(compiler_options=options).as_text()
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise RunError(f"XLA cannot compile this for an H200: {reason}") from error
+
+
+def _place_leaf(sharding, leaf):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def lower_for_cuda(traced):
