@@ -194,8 +194,9 @@ GRIDS = (
     ("dinov2", "even", ("peaks",), ("all",), SHARES[:4]),
     ("dinov2", "even", ("peaks",), ("five",), (0.6, 0.5)),
     ("dinov2", "even", ("pitome", "random"), (None,), (0.6, 0.5)),
-    ("mean", "even", ("peaks:score=mean", "attended"), ("three",), (0.6, 0.5)),
+    ("mean", "even", ("peaks:score=mean",), ("three",), (0.6, 0.5)),
     ("mean", "even", ("tome",), (None,), (0.6, 0.5)),
+    ("mean", "even", ("attended",), ("three",), (0.6, 0.5)),
 )
 # (model, images, controls, shares)
 PARTS = (
@@ -531,7 +532,7 @@ def encoder_table(lines, model):
     head = ["share", "method", "vector, 1 - cosine", "worst image"]
     head += ["maps, 1 - cosine", "ten nearest kept, %"]
     rows = []
-    for cell in sorted(list_cells(), key=negative_share):
+    for cell in sorted(list_cells(), key=cell_share, reverse=True):
         if cell.model != model or not lines.has(cell) or cell.setting == "dense":
             continue
         title, _, share = cell.setting.rpartition(", ")
@@ -543,9 +544,10 @@ def encoder_table(lines, model):
     return markdown_table(head, rows)
 
 
-def negative_share(cell):
+def cell_share(cell):
+    """The share of a reduced cell; 0 for a dense one."""
     share = cell.setting.rpartition(", ")[2]
-    return 0.0 if share == "dense" else -float(share)
+    return 0.0 if share.startswith("dense") else float(share)
 
 
 def encoder_contrasts(lines):

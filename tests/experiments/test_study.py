@@ -17,7 +17,10 @@ SECOND = Cell("second")
 DIGESTS = {"weights": "w", "images": "i"}
 
 
-def test_cells_are_measured_once(tmp_path):
+def test_cells_are_measured_once(tmp_path, monkeypatch):
+    # A later commit is not the code that runs.
+    revisions = iter(["old", "new", "newer", "newest", "last"])
+    monkeypatch.setattr(study, "git_revision", revisions.__next__)
     measured = []
 
     def measure(cell):
@@ -31,25 +34,12 @@ def test_cells_are_measured_once(tmp_path):
     lines = study.read_runs(folder)
     assert [*lines] == ["first", "second"]
     assert {**DIGESTS, "kl": [0.5, 1]}.items() <= lines["first"].items()
+    assert [lines[name]["versions"]["commit"] for name in lines] == ["old", "new"]
     others = DIGESTS | {"images": "others"}
     with pytest.raises(InputError, match="first is of other weights or images"):
         study.measure_cells([Cell("third"), FIRST], folder, others, measure)
     assert len(measured) == 2
-
-
-def test_lines_name_the_revision_at_the_start(tmp_path, monkeypatch):
-    """A later commit is not the code that runs."""
-    monkeypatch.setattr(study, "git_revision", iter(["old", "new", "newer"]).__next__)
-    study.measure_cells([FIRST, SECOND], tmp_path, {}, lambda cell: {})
-    for line in study.read_runs(tmp_path).values():
-        assert line["versions"]["commit"] == "old"
-
-
-def test_a_name_with_two_lines_is_refused(tmp_path):
-    file = tmp_path / study.FILE
-    joined = '{"name": "first", "kl": 1}\n{"name": "second", "kl": 2}\n'
-    file.write_text(joined)
-    assert [*study.read_runs(tmp_path)] == ["first", "second"]
-    file.write_text(joined + joined)
+    file = folder / study.FILE
+    file.write_text(2 * file.read_text())
     with pytest.raises(InputError, match="runs.jsonl: first has two lines; remove"):
-        study.read_runs(tmp_path)
+        study.read_runs(folder)
