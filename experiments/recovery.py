@@ -26,6 +26,7 @@ each: `unreachable` is the change of the maps that no shared vector can avoid.
 """
 
 import argparse
+import collections
 import dataclasses
 import json
 import pathlib
@@ -41,10 +42,7 @@ from experiments import study
 from experiments.peaks import judging_photographs
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.files import git_revision, read_json_lines
-from imagepiece_jax.common.statistics import (
-    format_estimate,
-    paired_difference,
-)
+from imagepiece_jax.common.statistics import format_estimate, paired_difference
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.sources.registry import open_source
@@ -76,51 +74,35 @@ THREE = "stages-3-6-9"
 SIX = "stages-0-2-4-6-8-10"
 
 
-def tome_reduction(macs):
-    return f"tome:macs={macs}"
-
-
-def blocks_reduction(method, macs):
+def in_blocks(method, macs):
     """In three blocks; below .45, where these lose more, in all except the first."""
     schedule = THREE if macs >= LEAST_STAGED_MACS else "proportional-1"
     return f"{method}:macs={macs}:counts={schedule}"
 
 
-def attended_reduction(macs):
-    """The method of a typed share before `peaks`; lines have only its share."""
-    return blocks_reduction("attended", macs)
-
-
-def peaks_reduction(macs):
-    return blocks_reduction("peaks", macs)
-
-
 CELLS = {
-    "dinov2-tome-.6": Cell("dinov2", tome_reduction(0.6)),
-    "deit-.5": Cell("deit", attended_reduction(0.5)),
-    "dinov2-tome-.5": Cell("dinov2", tome_reduction(0.5)),
-    "deit-160-.5": Cell("deit", attended_reduction(0.5), 160),
-    "deit-tome-.5": Cell("deit", tome_reduction(0.5)),
+    "dinov2-tome-.6": Cell("dinov2", "tome:macs=0.6"),
+    "deit-.5": Cell("deit", in_blocks("attended", 0.5)),
+    "dinov2-tome-.5": Cell("dinov2", "tome:macs=0.5"),
+    "deit-160-.5": Cell("deit", in_blocks("attended", 0.5), 160),
+    "deit-tome-.5": Cell("deit", "tome:macs=0.5"),
     "deit-evit-.5": Cell("deit", "evit:macs=0.5"),
-    "deit-.6": Cell("deit", attended_reduction(0.6)),
-    "deit-.4": Cell("deit", attended_reduction(0.4)),
-    "deit-160-.6": Cell("deit", attended_reduction(0.6), 160),
-    "deit-160-.4": Cell("deit", attended_reduction(0.4), 160),
-    "mean-160-tome-.5": Cell("mean", tome_reduction(0.5), 160),
-    "mean-160-tome-six-.5": Cell("mean", f"{tome_reduction(0.5)}:counts={SIX}", 160),
-    "mean-160-tome-three-.5": Cell(
-        "mean", f"{tome_reduction(0.5)}:counts={THREE}", 160
-    ),
+    "deit-.6": Cell("deit", in_blocks("attended", 0.6)),
+    "deit-.4": Cell("deit", in_blocks("attended", 0.4)),
+    "deit-160-.6": Cell("deit", in_blocks("attended", 0.6), 160),
+    "deit-160-.4": Cell("deit", in_blocks("attended", 0.4), 160),
+    "mean-160-tome-.5": Cell("mean", "tome:macs=0.5", 160),
+    "mean-160-tome-six-.5": Cell("mean", f"tome:macs=0.5:counts={SIX}", 160),
+    "mean-160-tome-three-.5": Cell("mean", f"tome:macs=0.5:counts={THREE}", 160),
 }
 FOLDS = {"A": 1, "B": 0}  # the first judged photograph; every second one follows
 COSTS = (0.6, 0.5, 0.4)
 for cost in COSTS:
     for fold in FOLDS:
-        CELLS[f"readme-{cost}-{fold}"] = Cell(
-            "deit", attended_reduction(cost), images=fold
-        )
-        CELLS[f"peaks-{cost}-{fold}"] = Cell("deit", peaks_reduction(cost), images=fold)
-CELLS["deit-peaks-.5"] = Cell("deit", peaks_reduction(0.5))
+        for start, method in (("readme", "attended"), ("peaks", "peaks")):
+            cell = Cell("deit", in_blocks(method, cost), images=fold)
+            CELLS[f"{start}-{cost}-{fold}"] = cell
+CELLS["deit-peaks-.5"] = Cell("deit", in_blocks("peaks", 0.5))
 for seed in (1, 2):
     CELLS[f"deit-.5-seed{seed}"] = CELLS["deit-.5"]._replace(seed=seed)
 
@@ -159,14 +141,15 @@ def judge_recovery(vit, recovered, source):
     means = {}
     for word, model in (("before", vit), ("after", recovered)):
         student = parallel.replicate(model.variables)
-        parts = []
+        values = collections.defaultdict(list)  # {distance: of every image}
         for batch, targets in answered:
             distances = parallel.local_rows(program(student, batch["image"], targets))
-            parts.append({name: distances[name][batch["mask"]] for name in distances})
-        means[word] = {}
-        for name in parts[0]:
-            values = np.concatenate([part[name] for part in parts])
-            means[word][name] = round(float(values.mean()), 5)
+            for name, of_batch in distances.items():
+                values[name] += [*of_batch[batch["mask"]]]
+        means[word] = {
+            name: round(float(np.mean(of_images)), 5)
+            for name, of_images in values.items()
+        }
     return means
 
 
@@ -226,8 +209,7 @@ def points_lost(lines, study):
     """Points of accuracy to the dense model, off the shelf and recovered, by cost."""
     points = {}
     for cost in COSTS:
-        right = right_answers(lines, study, cost)
-        if right is not None:
+        if right := right_answers(lines, study, cost):
             lost = paired_difference(right["dense"], right["before"])
             recovered = paired_difference(right["dense"], right["after"])
             points[cost] = (lost, recovered)
@@ -237,52 +219,41 @@ def points_lost(lines, study):
 def recovered_table(lines):
     """Points lost by peaks and by attended, off the shelf and recovered."""
     rows = []
-    for cost in COSTS:
-        peaks_right = right_answers(lines, "peaks", cost)
-        attended_right = right_answers(lines, "readme", cost)
-        if peaks_right is None or attended_right is None:
-            continue
-        row = [f"{cost:g}"]
-        for right in (peaks_right, attended_right):
-            for name in ("before", "after"):
-                lost = paired_difference(right["dense"], right[name])
-                row.append(format_estimate(lost))
-        gain = paired_difference(peaks_right["after"], attended_right["after"])
-        rows.append([*row, format_estimate(gain, signs=True)])
+    by_peaks = points_lost(lines, "peaks")
+    by_attended = points_lost(lines, "readme")
+    for cost in [cost for cost in COSTS if cost in by_peaks and cost in by_attended]:
+        lost = map(format_estimate, (*by_peaks[cost], *by_attended[cost]))
+        right = [right_answers(lines, s, cost)["after"] for s in ("peaks", "readme")]
+        gain = format_estimate(paired_difference(*right), signs=True)
+        rows.append([f"{cost:g}", *lost, gain])
     head = ["share", "peaks", "peaks, recovered", "attended", "attended, recovered"]
     return markdown_table([*head, "recovered peaks minus recovered attended"], rows)
 
 
 def measure_cell(cell, paths, images):
     """The line of a cell."""
-    began = time.monotonic()
+    start = time.monotonic()
     vit = load_cell(cell, paths)
     recovered = imagepiece_jax.recover(
         vit, images[cell.images], seed=cell.seed, minutes=MINUTES.get(cell.model)
     )
-    minutes = (time.monotonic() - began) / 60
+    minutes = (time.monotonic() - start) / 60
     (variant,) = recovered.recovery.variants
-    record = variant.record
-    answers = {}
+    line = cell._asdict()
+    for name in ("measure", "before", "after", "interval", "steps", "changed"):
+        line[name] = variant.record[name]
+    line |= {"held_out": variant.record["held_out"], "curve": variant.record["curve"]}
+    line["rate"] = variant.record["lr"]
     if cell.images in FOLDS:
         models = {"dense": vit.with_reduction(None), "before": vit, "after": recovered}
-        right = {
-            name: encode_right_answers(models[name], images["labeled"])
-            for name in models
-        }
-        answers["right"] = right
+        line["right"] = {}
+        for name, model in models.items():
+            line["right"][name] = encode_right_answers(model, images["labeled"])
     else:
-        judges = {name: judge_recovery(vit, recovered, images[name]) for name in JUDGED}
-        answers["elsewhere"] = judges
-    fields = ("measure", "before", "after", "interval", "steps", "changed")
-    return {
-        **cell._asdict(),
-        **{name: record[name] for name in (*fields, "held_out", "curve")},
-        "rate": record["lr"],
-        **answers,
-        "minutes": round(minutes, 1),
-        "revision": git_revision(),
-    }
+        line["elsewhere"] = {}
+        for name in JUDGED:
+            line["elsewhere"][name] = judge_recovery(vit, recovered, images[name])
+    return line | {"minutes": round(minutes, 1), "revision": git_revision()}
 
 
 def open_sources(assets, imagenette):
