@@ -45,19 +45,14 @@ def write_masking_page(paper):
         if row in rights:
             accuracies = map(intervals.estimate_accuracy, rights[row])
             series[row.name] = list(zip(COUNTS, accuracies, strict=True))
-    draw_mask_curves(paper.out / "masking.png", series)
+    axes = f"masks of {SIDE} x {SIDE} pixels", "accuracy, %"
+    plotting.draw_curves(paper.out / "masking.png", *axes, series)
     head = ["model", "figure", *(f"{count} masks" for count in COUNTS), "mean, masked"]
     squares = f"{SIDE} pixels, mean, anywhere"
     more = {"squares": squares, "mask seeds, in the intervals": len(SEEDS)}
     title = "accuracy behind random masks"
     table = markdown_table(head, lines)
     paper.write_page("masking", title, table, paper.facts(more))
-
-
-def draw_mask_curves(path, series):
-    """A PNG of accuracy by the number of squares, {model: [(count, Estimate)]}."""
-    axes = f"masks of {SIDE} x {SIDE} pixels", "accuracy, %"
-    plotting.draw_curves(path, *axes, series)
 
 
 def published_lines(row):
