@@ -20,15 +20,7 @@ import re
 import timm
 import torch
 from timm.data import ImageNetInfo
-from timm.layers import (
-    Attention,
-    AttentionRope,
-    GluMlp,
-    Mlp,
-    PatchEmbed,
-    SwiGLU,
-    pos_embed_sincos,
-)
+from timm.layers import GluMlp, Mlp, PatchEmbed, SwiGLU, attention, pos_embed_sincos
 from timm.models import deit, eva, get_deprecated_models, vision_transformer
 from torch import nn
 
@@ -41,7 +33,7 @@ CLASSES_OF_TIMM = MODELS.with_name("timm_classes.json")
 CLASSES = ROOT / "imagepiece_jax" / "data" / "imagenet_classes.txt"
 KINDS = (vision_transformer.VisionTransformer, deit.VisionTransformerDistilled, eva.Eva)
 BLOCKS = (vision_transformer.Block, eva.EvaBlock)
-ATTENTIONS = (Attention, AttentionRope, eva.EvaAttention)
+ATTENTIONS = (attention.Attention, attention.AttentionRope, eva.EvaAttention)
 GELUS = {"GELU": "exact", "GELUTanh": "tanh", "QuickGELU": "quick"}
 POOLS = {"token": "token", "avg": "mean", "map": "map"}
 DEFAULT = dataclasses.asdict(Architecture())
@@ -57,7 +49,7 @@ class Unsupported(Exception):
 def require_part(condition, part):
     """Raise Unsupported, which names the part, where the condition does not hold."""
     if not condition:
-        raise Unsupported(part)
+        raise Unsupported(part if isinstance(part, str) else type(part).__name__)
 
 
 @contextlib.contextmanager
@@ -95,22 +87,18 @@ def as_row(arguments):
 
 def facts(model):
     """Size and architecture of one of timm's models, as fields of create_model."""
-    require_part(type(model) in KINDS, type(model).__name__)
-    require_part(
-        type(model.patch_embed) is PatchEmbed, type(model.patch_embed).__name__
-    )
+    require_part(type(model) in KINDS, model)
+    require_part(type(model.patch_embed) is PatchEmbed, model.patch_embed)
     block = model.blocks[0]
     patch = model.patch_embed.proj
-    require_part(type(block) in BLOCKS, type(block).__name__)
-    require_part(type(block.attn) in ATTENTIONS, type(block.attn).__name__)
-    norm = type(model.norm)
-    require_part(issubclass(norm, nn.LayerNorm | nn.Identity), norm.__name__)
-    require_part(isinstance(block.norm1, nn.LayerNorm), type(block.norm1).__name__)
+    require_part(type(block) in BLOCKS, block)
+    require_part(type(block.attn) in ATTENTIONS, block.attn)
+    require_part(isinstance(model.norm, nn.LayerNorm | nn.Identity), model.norm)
+    require_part(isinstance(block.norm1, nn.LayerNorm), block.norm1)
     require_part(isinstance(block.attn.q_norm, nn.Identity), "norm of queries")
     require_part(model.global_pool in POOLS, f"pool {model.global_pool!r}")
-    require_part(
-        len(set(patch.kernel_size)) == 1 and patch.stride == patch.kernel_size, "stem"
-    )
+    require_part(len(set(patch.kernel_size)) == 1, "stem")
+    require_part(patch.stride == patch.kernel_size, "stem")
     width = model.embed_dim
     hidden, mlp, gelu = mlp_facts(block.mlp)
     eps = {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)}
@@ -127,9 +115,7 @@ def facts(model):
         "attn_norm": isinstance(block.attn.norm, nn.LayerNorm),
         "mlp_norm": isinstance(block.mlp.norm, nn.LayerNorm),
         "norm_eps": eps.pop(),
-        "layer_scale": not isinstance(
-            getattr(block, "ls1", nn.Identity()), nn.Identity
-        ),
+        "layer_scale": hasattr(block, "ls1") and type(block.ls1) is not nn.Identity,
         "gelu": gelu,
         "mlp": mlp,
         "pool": POOLS[model.global_pool],
@@ -166,21 +152,19 @@ def eva_facts(model):
     """Fields of an Architecture that timm's class Eva has under other names."""
     block = model.blocks[0]
     rope = model.rope
-    attention = block.attn
-    require_part(attention.gate is None, "gate in attention")
-    require_part(
-        all(b.attn.proj.in_features == model.embed_dim for b in model.blocks), "heads"
-    )
-    require_part(
-        (block.gamma_1 is None) == (block.gamma_2 is None), "LayerScale of one branch"
-    )
-    if type(attention) is eva.EvaAttention:
-        separate = attention.q_proj if attention.qkv is None else None
-        bias = attention.q_bias if separate is None else separate.bias
+    attn = block.attn
+    require_part(attn.gate is None, "gate in attention")
+    for each in model.blocks:
+        require_part(each.attn.proj.in_features == model.embed_dim, "heads")
+    one_branch = (block.gamma_1 is None) != (block.gamma_2 is None)
+    require_part(not one_branch, "LayerScale of one branch")
+    if type(attn) is eva.EvaAttention:
+        separate = attn.q_proj if attn.qkv is None else None
+        bias = attn.q_bias if separate is None else separate.bias
         biases = {"qkv_bias": bias is not None, "key_bias": bias is None}
     else:
-        require_part(attention.qkv is not None, "queries apart from keys")
-        biases = {"qkv_bias": attention.qkv.bias is not None}
+        require_part(attn.qkv is not None, "queries apart from keys")
+        biases = {"qkv_bias": attn.qkv.bias is not None}
     fields = {"positions": model.pos_embed is not None, **biases}
     fields["layer_scale"] = block.gamma_1 is not None
     if rope is not None:
@@ -190,16 +174,13 @@ def eva_facts(model):
 
 def rotary_facts(rope):
     """Fields of a rotary.Rotary that differ from its defaults."""
-    centered = type(rope) is pos_embed_sincos.RotaryEmbeddingDinoV3
-    counted = type(rope) is pos_embed_sincos.RotaryEmbeddingCat
-    require_part(centered or counted, type(rope).__name__)
-    if centered:
-        require_part(
-            rope.normalize_coords == "separate" and not rope.grid_offset, "coordinates"
-        )
+    if type(rope) is pos_embed_sincos.RotaryEmbeddingDinoV3:
+        require_part(rope.normalize_coords == "separate", "coordinates")
+        require_part(not rope.grid_offset, "coordinates")
         require_part(rope.min_period is None and rope.max_period is None, "periods")
         fields = {"origin": "center"}
     else:
+        require_part(type(rope) is pos_embed_sincos.RotaryEmbeddingCat, rope)
         require_part(rope.grid_type == "index", "coordinates")
         reference = rope.ref_feat_shape
         fields = {"reference": None if reference is None else tuple(reference)}
@@ -222,9 +203,7 @@ def mlp_facts(mlp):
         return mlp.fc1.out_features, "gelu", gelu
     if type(mlp) is SwiGLU:
         return mlp.fc1_g.out_features, "swiglu", "exact"
-    require_part(
-        type(mlp) is GluMlp and isinstance(mlp.act, nn.SiLU), type(mlp).__name__
-    )
+    require_part(type(mlp) is GluMlp and isinstance(mlp.act, nn.SiLU), mlp)
     require_part(not mlp.gate_last, "gate")
     return mlp.fc2.in_features, "swiglu", "exact"
 
@@ -234,19 +213,12 @@ def images(name):
     cfg = timm.get_pretrained_cfg(name)
     _, height, width = cfg.input_size
     require_part(height == width, "images")
-    preprocessing = {
-        "image_size": height,
-        "crop": cfg.crop_pct,
-        "interpolation": cfg.interpolation,
-    }
+    preprocessing = {"image_size": height, "crop": cfg.crop_pct}
+    preprocessing["interpolation"] = cfg.interpolation
     if cfg.crop_mode != "center":
         preprocessing["crop_mode"] = cfg.crop_mode
-    fields = {
-        "preprocessing": preprocessing,
-        "num_classes": cfg.num_classes,
-        "mean": cfg.mean,
-        "std": cfg.std,
-    }
+    fields = {"preprocessing": preprocessing, "num_classes": cfg.num_classes}
+    fields |= {"mean": cfg.mean, "std": cfg.std}
     # These were trained with QuickGELU; timm's name without "quickgelu" has GELU.
     if cfg.notes and "quickgelu" in cfg.notes[0]:
         fields["gelu"] = "quick"
@@ -281,35 +253,32 @@ def write_models():
     former = former_names()
     for name in names:
         try:
-            with torch.device("meta"), noted_arguments() as arguments:
-                model = timm.create_model(name, pretrained=False)
-            usual = defaults(type(model))
-            arguments_row = as_row(arguments).items()
-            arguments_row = {
-                k: v for k, v in arguments_row if k not in usual or v != usual[k]
-            }
-            fields = {
-                "class": type(model).__name__,
-                "arguments": arguments_row,
-            } | facts(model)
-            if name in former:
-                fields["former_names"] = former[name]
-            tagged = [n for n in timm.list_models(name, pretrained=True) if "." in n]
-            weights = {}
-            for full_name in tagged or timm.list_pretrained(name) or [name]:
-                _, _, tag = full_name.partition(".")
-                weights[tag] = images(full_name)
-            default = timm.get_pretrained_cfg(name).tag
-            if default in weights:
-                weights = {default: weights.pop(default), **weights}
+            table[name] = model_row(name, former.get(name))
         except Unsupported as error:
             skipped[name] = str(error)
-            continue
-        table[name] = fields | {"weights": weights}
     write_rows(MODELS, table)
     print(f"{len(table)} models, {MODELS.stat().st_size} bytes; without:")
     for name, why in skipped.items():
         print(f"  {name}: {why}")
+
+
+def model_row(name, former_names):
+    """The row of a model; raises Unsupported."""
+    with torch.device("meta"), noted_arguments() as arguments:
+        model = timm.create_model(name, pretrained=False)
+    usual = defaults(type(model)).items()
+    arguments = dict(item for item in as_row(arguments).items() if item not in usual)
+    row = {"class": type(model).__name__, "arguments": arguments, **facts(model)}
+    if former_names:
+        row["former_names"] = former_names
+    tagged = [n for n in timm.list_models(name, pretrained=True) if "." in n]
+    weights = {}
+    for full_name in tagged or timm.list_pretrained(name) or [name]:
+        weights[full_name.partition(".")[2]] = images(full_name)
+    default = timm.get_pretrained_cfg(name).tag
+    if default in weights:
+        weights = {default: weights.pop(default), **weights}
+    return row | {"weights": weights}
 
 
 def defaults(kind):
@@ -334,10 +303,11 @@ def write_classes():
         "# ImageNet-1k's classes by label: WordNet synset and its lemmas (WordNet 3.0,",
         "# Princeton University), as in timm's data/_info/imagenet_synsets.txt and",
         f"# imagenet_synset_to_lemma.txt ({version}), by tools.public_models",
-        *map(
-            "\t".join, zip(info.label_names(), info.label_descriptions(), strict=True)
-        ),
     ]
+    for synset_lemmas in zip(
+        info.label_names(), info.label_descriptions(), strict=True
+    ):
+        lines.append("\t".join(synset_lemmas))
     CLASSES.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -1,5 +1,6 @@
 """ImagePiece's controls, by hand and by oracles."""
 
+import collections
 import itertools
 
 import jax
@@ -11,7 +12,7 @@ from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
-from imagepiece_jax.reduction.state import ReducerInputs
+from tests.experiments.test_merges import random_inputs
 from tests.helpers import oracles, tiny_vit
 from tests.helpers.named_models import facts
 from tests.helpers.reduction_steps import decide
@@ -29,20 +30,6 @@ def block_counts(method, n0, depth):
     """(tokens of attention, of the MLP, block of the step) of every block."""
     plan = plan_blocks(depth, n0, method.steps(facts(depth)))
     return [(x.attn_tokens, x.mlp_tokens, x.step and x.step.block) for x in plan]
-
-
-def random_inputs(images, n):
-    """Random ReducerInputs of this many tokens; scores without ties."""
-    rng = np.random.default_rng(0)
-    score = np.stack([rng.permutation(n) / n for _ in range(images)])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(images))
-    return ReducerInputs(
-        x=rng.normal(size=(images, n, 4)).astype("float32"),
-        size=np.ones((images, n), "float32"),
-        metric=rng.normal(size=(images, n, 4)).astype("float32"),
-        cls_attn=score.astype("float32"),
-        rng=keys,
-    )
 
 
 def first_step(n, method):
@@ -63,7 +50,7 @@ def test_controls_have_imagepieces_counts(name, fields):
 def test_dropping_drops_the_least_attended():
     """Four of the unmasked tokens leave: ceil(.08 * 41)."""
     reducer, counts = first_step(40, controls.ImagePieceDropping())
-    inputs = random_inputs(5, 40)
+    inputs = random_inputs(40, 5)
     lowest = np.argsort(inputs.cls_attn, axis=1)
     mask = np.ones((5, 40), "float32")
     np.put_along_axis(mask, lowest[:, :3], 0, axis=1)
@@ -75,51 +62,44 @@ def test_dropping_drops_the_least_attended():
 @pytest.mark.parametrize("parity, candidates", [(0, 11), (1, 12)])
 def test_the_ascending_order_equals_the_oracle(parity, candidates):
     step = controls.ImagePieceAscending(parity=parity).merge_step(0, "class")
-    inputs = random_inputs(4, 19)
+    inputs = random_inputs(19, 4)
     counts = StepCounts(n_in=19, n_out=15, candidates=candidates)
     result = decide(step.reducer, inputs, counts)
     for image in range(4):
         metric = inputs.metric[image].astype(float)
-        expected = oracles.retokenize(
-            inputs.cls_attn[image],
-            oracles.cosine(metric, metric),
-            candidates,
-            4,
-            "ascending",
-            parity,
-        )
+        similarity = oracles.cosine(metric, metric)
+        choices = (candidates, 4, "ascending", parity)
+        expected = oracles.retokenize(inputs.cls_attn[image], similarity, *choices)
         np.testing.assert_array_equal(result.slot_of_token[image], expected)
 
 
-@pytest.mark.parametrize(
-    "merge_ratio, candidate_ratio", [("0.5", "0.7"), ("0.08", "0")]
-)
-def test_shares_of_candidates_are_exact(merge_ratio, candidate_ratio):
-    fields = {"merge_ratio": float(merge_ratio)}
-    fields["candidate_ratio"] = float(candidate_ratio)
-    rule = controls.ImagePieceOfCandidates(**fields).merge_step(0, "class").rule
+@pytest.mark.parametrize("ratios", [("0.5", "0.7"), ("0.08", "0")])
+def test_shares_of_candidates_are_exact(ratios):
+    """ratios: of merges to candidates, and of candidates to tokens."""
+    method = controls.ImagePieceOfCandidates(
+        merge_ratio=float(ratios[0]), candidate_ratio=float(ratios[1])
+    )
+    rule = method.merge_step(0, "class").rule
     for n in (*range(1, 41), 90, 196):
-        _, merges = oracles.merge_counts(
-            n, merge_ratio, candidate_ratio, base="candidates"
-        )
-        assert rule.n_out(n, n, 1) == (n - merges if merges else None)
+        _, num_merges = oracles.merge_counts(n, *ratios, base="candidates")
+        assert rule.n_out(n, n, 1) == (n - num_merges if num_merges else None)
 
 
 def test_all_pairs_of_candidates_are_drawn_equally():
     n = 20
     images = 3000
     reducer, counts = first_step(n, controls.ImagePieceRandom(candidate_ratio=0.3))
-    inputs = random_inputs(images, n)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(images))
+    inputs = random_inputs(n, images).replace(rng=keys)
     result = decide(reducer, inputs, counts)
     pairs = merges.merged_pairs(inputs, result, reducer, counts)
     left, partner = map(np.asarray, pairs)
     order = np.argsort(inputs.cls_attn, axis=1)[:, :6][:, ::-1]  # most attended first
-    num_drawn = {}
+    num_drawn = collections.Counter()
     for image in range(images):
         places = {token: i for i, token in enumerate(order[image])}
-        for pair in zip(left[image], partner[image], strict=True):
-            pair = places[pair[0]], places[pair[1]]
-            num_drawn[pair] = num_drawn.get(pair, 0) + 1
+        for token, other in zip(left[image], partner[image], strict=True):
+            num_drawn[places[token], places[other]] += 1
     assert set(num_drawn) == {*itertools.product((0, 2, 4), (1, 3, 5))}
     expected = images * (n - counts.n_out) / 9
     assert all(abs(times / expected - 1) < 0.15 for times in num_drawn.values())

@@ -59,9 +59,6 @@ class Twenty:
         return [{"image": image, "index": INDEX}]
 
 
-CALLS = []
-
-
 class Fading(Study):
     """Evaluations that are right for images 0 .. 17 - masks / 5."""
 
@@ -69,8 +66,8 @@ class Fading(Study):
         count = 0
         if images is not None:
             (batch,) = images.read_batches()
-            name = reduction.partition(":")[0]
-            CALLS.append((name, str(images.facts), batch["corners"].tobytes()))
+            masks = str(images.facts), batch["corners"].tobytes()
+            self.programs.setdefault(reduction.partition(":")[0], []).append(masks)
             count = images.facts["masks"]
         return Answers({}, np.arange(20) < 18 - count // 5)
 
@@ -80,18 +77,16 @@ def test_all_methods_get_the_same_masks(tmp_path):
     weights.with_reduction = lambda reduction, seed: mock.Mock(
         untrained_kinds=["selectors"] * reduction.startswith("dynamicvit")
     )
-    masking.write_masking_page(
-        Fading(models=OffTheShelf(weights), images=Twenty(), out=tmp_path)
-    )
-    by_method = {}
-    for name, *masks in CALLS:
-        by_method.setdefault(name, []).append(masks)
-    dense = by_method.pop(DENSE.reduction)
+    study = Fading(models=OffTheShelf(weights), images=Twenty(), out=tmp_path)
+    masking.write_masking_page(study)
+    masks_by_method = study.programs
+    dense = masks_by_method.pop(DENSE.reduction)
     assert len(dense) == 18
-    assert set(by_method) == {"evit", "tome", "imagepiece"}
-    assert all(masks == dense for masks in by_method.values())
+    assert set(masks_by_method) == {"evit", "tome", "imagepiece"}
+    assert all(masks == dense for masks in masks_by_method.values())
     page = (tmp_path / "masking.md").read_text()
-    assert "| DeiT | acc1, % (measured) | 90.0 [" in page
-    masked = np.mean([18 - count // 5 for count in MASKS]) / 20  # without 0 masks
     line = next(x for x in page.splitlines() if x.startswith("| DeiT | acc1, % (meas"))
-    assert line.split(" | ")[-1].startswith(f"{100 * masked:.1f} [")
+    cells = line.split(" | ")
+    assert cells[2].startswith("90.0 [")
+    masked = np.mean([18 - count // 5 for count in MASKS]) / 20  # without 0 masks
+    assert cells[-1].startswith(f"{100 * masked:.1f} [")

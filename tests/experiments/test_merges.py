@@ -50,8 +50,10 @@ def measure_merges(reducer, counts, tokens):
         "slots": merges.merged_slots(result),
         "members": members,
         "attended": {
-            (both, percent): merges.percent_attended(taking, tokens.cls_attn, percent)
-            for (both, taking), percent in itertools.product(members.items(), PERCENTS)
+            (both, percent): merges.percent_attended(
+                members[both], tokens.cls_attn, percent
+            )
+            for both, percent in itertools.product(members, PERCENTS)
         },
     }
 
