@@ -149,6 +149,7 @@ def inference_text(config, gelu=None):
     model = model.with_execution(dtype=dtype)
     on_gpu = place_attention(model, config)
     gelu = gelu or optimize.default_gelu(on_gpu, described_gpu())
+    model = model.clone(config=model.config.with_arch(gelu=gelu))
     reductions = optimize.default_reductions(on_gpu, described_gpu())
     if optimize.uses_size_direction(on_gpu):
         # This model has the shapes of a folded one.
@@ -156,7 +157,7 @@ def inference_text(config, gelu=None):
     prepared = []
 
     def prepare(variables):
-        fast, weights = optimize.fold_and_cast(model, variables, described_gpu(), gelu)
+        fast, weights = optimize.fold_and_cast(model, variables, described_gpu())
         prepared.append(fast)
         return weights
 

@@ -22,8 +22,8 @@ from imagepiece_jax import cli
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.files import check_writable, read_json_lines
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.exporters import litert_format
-from imagepiece_jax.exporters.onnx_model import build_onnx_model
+from imagepiece_jax.exporters import litert_format, onnx_format
+from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.cost import model_macs
@@ -114,13 +114,14 @@ def measure_batch(size, batch, models=(), threads=2, runtimes=RUNTIMES, clock="w
         variables = draw_variables(model, 0)
         macs[name] = model_macs(model)
         vit = Pretrained(model, variables)
-        graph = build_onnx_model(vit, batch_size=batch).SerializeToString()
+        interface = ProgramInterface(vit, batch_size=batch)
+        graph = onnx_format.build_graph(interface).SerializeToString()
         calls = {
             "onnxruntime": onnxruntime_call(graph, images, threads),
             "OpenVINO": openvino_call(graph, images, threads),
         }
         if "LiteRT" in runtimes and importlib.util.find_spec("litert_converter"):
-            flatbuffer = litert_format.build_graph(vit, batch_size=batch)
+            flatbuffer = litert_format.build_graph(interface)
             calls["LiteRT"] = litert_call(flatbuffer, images, threads)
         if threads > 1:
             program = optimize(vit, batch_size=batch, dtype="float32")

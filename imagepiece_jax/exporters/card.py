@@ -4,7 +4,6 @@ The dense file is an export of the same weights without reduction, in float32. B
 in the file's runtime on the CPU. A folder's README.md has the cards of all its files.
 """
 
-import functools
 import inspect
 import json
 import os
@@ -54,18 +53,17 @@ def check_card(
 ) -> None:
     """Check that a card of `vit` can be measured, and written into the page."""
     if vit.config.arch.pool == "none" and output != "patches":
+        # A reduced model has fewer tokens than the dense model.
         raise InputError("pool is 'none', so a card needs --output patches")
     page_file = folder / PAGE_NAME
     is_foreign = page_file.exists() and not is_card_page(page_file)
-    own = card_facts(vit)
-    cards = [facts["card"] for facts in read_other_cards(graph_file).values()]
-    keys = "weights", "license"
-    if is_foreign or any(card.get(key) != own[key] for card in cards for key in keys):
+    all_facts = read_other_cards(graph_file).values()
+    other_weights = {facts["card"]["weights"] for facts in all_facts}
+    if is_foreign or other_weights - {card_facts(vit)["weights"]}:
         raise InputError(f"{page_file} is no card of this model; name another folder")
 
 
 def is_card_page(file: pathlib.Path) -> bool:
-    """Whether a file is a page of cards."""
     return file.is_file() and PAGE_MARK in file.read_text("utf-8", errors="replace")
 
 
@@ -89,27 +87,30 @@ def read_card_images(vit: Pretrained, images: Any, calibrates: bool) -> CardImag
     compared_pixels, readable_paths = read_images(source, vit.preprocessing)
     num_compared = len(compared_pixels)
     compare_outputs.check_image_count(num_compared)
-    others = "" if calibration_pixels is None else ", and others calibrate"
+    others = ", and others calibrate" if calibrates else ""
     log.info(f"a card of {num_compared} compared images{others}")
+    # Names from the common folder on: files of two folders may have equal names.
     prefix_length = os.path.commonprefix(readable_paths).rfind("/") + 1
     compared_names = [path[prefix_length:] for path in readable_paths]
     return CardImages(calibration_pixels, compared_pixels, compared_names)
 
 
 def compare_with_dense_file(
-    graph_file: pathlib.Path,
-    dense_file: pathlib.Path,
-    card_images: CardImages,
-    has_classes: bool | None,
+    files: Mapping[str, pathlib.Path], images: CardImages, has_classes: bool | None
 ) -> dict[str, Any]:
     """Measure an exported file beside the dense file, as JSON values.
 
+    files: of "file" and "dense"
     has_classes: as for `measure_fidelity`
     """
-    files = {"file": graph_file, "dense": dense_file}
-    programs = {name: open_program(file, CARD_THREADS) for name, file in files.items()}
+    programs = {}
+    megabytes = {}
+    for name, file in files.items():
+        programs[name] = open_program(file, CARD_THREADS)
+        sizes = [part.stat().st_size for part in program_facts.program_files(file)]
+        megabytes[name] = sum(sizes) / 1e6
     batch_size = programs["file"].batch_size or 1
-    pixels = card_images.compared_pixels
+    pixels = images.compared_pixels
     # Images are repeated if a batch takes more than there are.
     speeds = time_programs(programs, np.resize(pixels, (batch_size, *pixels.shape[1:])))
     outputs = compute_card_outputs(programs, pixels)
@@ -117,13 +118,9 @@ def compare_with_dense_file(
     if len(pixels) < FEW_IMAGES:
         for metrics in fidelities.values():
             metrics.pop("neighbors_kept", None)
-    megabytes = {}
-    for name, file in files.items():
-        sizes = [part.stat().st_size for part in program_facts.program_files(file)]
-        megabytes[name] = sum(sizes) / 1e6
     gmacs = {name: program.facts["gmacs"] for name, program in programs.items()}
     return {
-        "images": card_images.compared_names,
+        "images": images.compared_names,
         "machine": device.describe_cpu(),
         "threads": CARD_THREADS,
         "batch_size": batch_size,
@@ -141,8 +138,9 @@ def time_programs(programs: Programs, pixels: np.ndarray) -> dict[str, Any]:
         run_program = program.prepared_call(pixels)
         calls[name] = timer.TimedCall(lambda _, run=run_program: run())
     with announced_work("timing the file and the dense file, in turns"):
-        pause = functools.partial(time.sleep, PAUSE_SECONDS)
-        seconds = timer.time_in_turns(calls, CARD_TIMING, pause=pause)
+        seconds = timer.time_in_turns(
+            calls, CARD_TIMING, pause=lambda: time.sleep(PAUSE_SECONDS)
+        )
     milliseconds = {}
     for name, call_seconds in seconds.items():
         image_ms = [1000 * duration / len(pixels) for duration in call_seconds]
@@ -156,8 +154,9 @@ def compute_card_outputs(
 ) -> dict[str, np.ndarray]:
     """Outputs of the dense file, the file, and the dense file for changed pixels."""
     with announced_work(f"comparing the outputs for {len(pixels)} images"):
-        names = ("dense", "file")
-        outputs = {name: compute_vectors(programs[name], pixels) for name in names}
+        outputs = {}
+        for name in ("dense", "file"):
+            outputs[name] = compute_vectors(programs[name], pixels)
         if not np.isfinite(outputs["file"]).all():
             dtype = programs["file"].facts["dtype"]
             raise InputError(f"the {dtype} outputs are not finite; export float32")
@@ -182,20 +181,20 @@ def format_card_table(graph_file: pathlib.PurePath, file_facts: Mapping) -> str:
     file_title = f"{graph_file.name}, {file_facts['dtype']}"
     if file_facts["float32_parts"]:
         file_title += f" ({', '.join(file_facts['float32_parts'])} float32)"
-    rows = {"dense, float32": {"share of the MACs": "1.00"}, file_title: {}}
-    rows[file_title]["share of the MACs"] = f"{card['mac_share']:.2f}"
-    for cells, name in zip(rows.values(), ("dense", "file"), strict=True):
+    titles = {"dense": "dense, float32", "file": file_title}
+    mac_shares = {"dense": 1, "file": card["mac_share"]}
+    rows = {}
+    for name, title in titles.items():
         median, low, high = card["ms"][name]
-        cells["MB"] = f"{card['megabytes'][name]:.1f}"
-        cells["ms an image"] = f"{median:.1f} [{low:.1f}, {high:.1f}]"
+        rows[name] = {"": title, "share of the MACs": f"{mac_shares[name]:.2f}"}
+        rows[name]["MB"] = f"{card['megabytes'][name]:.1f}"
+        rows[name]["ms an image"] = f"{median:.1f} [{low:.1f}, {high:.1f}]"
     median, low, high = card["speedup"]
-    rows[file_title]["times as fast"] = f"{median:.2f} [{low:.2f}, {high:.2f}]"
-    titles = dict(zip(("dense", "file"), rows, strict=True))
+    rows["file"]["times as fast"] = f"{median:.2f} [{low:.2f}, {high:.2f}]"
     for name, metrics in card["fidelity"].items():
-        title = titles.get(name, f"dense, images {name}")
-        cells = compare_outputs.fidelity_cells(metrics)
-        rows[title] = rows.get(title, {}) | cells
-    return rows_table([{"": title, **cells} for title, cells in rows.items()])
+        cells = rows.setdefault(name, {"": f"dense, images {name}"})
+        cells |= compare_outputs.fidelity_cells(metrics)
+    return rows_table([*rows.values()])
 
 
 def card_facts(vit: Pretrained) -> dict[str, Any]:
@@ -211,15 +210,15 @@ def card_facts(vit: Pretrained) -> dict[str, Any]:
     }
 
 
-def read_other_cards(graph_file: pathlib.Path) -> dict[pathlib.Path, dict]:
-    """Read the facts of the other graphs with cards in a graph's folder, by graph."""
-    facts_of_graph = {}
-    for json_file in sorted(graph_file.parent.glob("*.json")):
+def read_other_cards(graph_file: pathlib.Path) -> dict[str, dict]:
+    """Read the facts of the other graphs with cards in a graph's folder, by name."""
+    facts_of_name = {}
+    for json_file in graph_file.parent.glob("*.json"):
         other = json_file.with_suffix("")
         facts = program_facts.read_facts(other)
         if other != graph_file and other.is_file() and "card" in facts:
-            facts_of_graph[other] = facts
-    return facts_of_graph
+            facts_of_name[other.name] = facts
+    return facts_of_name
 
 
 def write_card_page(
@@ -230,14 +229,14 @@ def write_card_page(
     staging, staged_graph: the export's folder and its new graph, which will be
         `graph_file`
     """
-    facts_of_graph = {graph_file: program_facts.read_facts(staged_graph)}
-    facts_of_graph |= read_other_cards(graph_file)
+    facts_of_name = read_other_cards(graph_file)
+    facts = program_facts.read_facts(staged_graph)
+    if "card" in facts:
+        facts_of_name[graph_file.name] = facts
     subfolder = staged_graph.parent.relative_to(staging)
-    cards = {
-        str(subfolder / file.name): facts
-        for file, facts in sorted(facts_of_graph.items())
-        if "card" in facts
-    }
+    cards = {}
+    for name, facts in sorted(facts_of_name.items()):
+        cards[str(subfolder / name)] = facts
     if cards:
         (staging / PAGE_NAME).write_text(format_card_page(cards), "utf-8")
 
@@ -275,7 +274,9 @@ def format_section(name: str, facts: Mapping[str, Any]) -> list[str]:
     license_text = card["license"] or "unknown; see where the weights come from"
     history = " that did not calibrate it" if facts["dtype"] == "int8" else ""
     num_images = len(card["images"])
-    few_text = f" These are too few to tell: give {FEW_IMAGES} or more."
+    few_text = ""
+    if num_images < FEW_IMAGES:
+        few_text = f" These are too few to tell: give {FEW_IMAGES} or more."
     return [
         f"# {card['weights']}, {card['reduction']}, {facts['dtype']}",
         "",
@@ -298,8 +299,7 @@ def format_section(name: str, facts: Mapping[str, Any]) -> list[str]:
         f"{card['threads']} threads, batch size {card['batch_size']}. Files took "
         "turns; brackets at times have the lowest and highest turn, and *times as "
         "fast* is the median of the turns' ratios. Outputs are compared with the "
-        f"dense file's on {num_images} images"
-        f"{history}.{few_text if num_images < FEW_IMAGES else ''} Brackets have 95 % "
+        f"dense file's on {num_images} images{history}.{few_text} Brackets have 95 % "
         "intervals. The last rows compare the dense file's outputs for changed "
         "images, and its outputs in another order (*shuffled*), which is chance.",
     ]

@@ -27,14 +27,9 @@ from imagepiece_jax.exporters import (
 )
 from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference.optimize import check_gelu
+from imagepiece_jax.models import program
 from imagepiece_jax.models.create import make_execution
 from imagepiece_jax.models.pretrained import Pretrained, check_loaded
-from imagepiece_jax.models.program import (
-    FORMAT_MODULES,
-    import_format,
-    is_exported,
-    open_program,
-)
 
 
 @dataclasses.dataclass(eq=False)
@@ -62,6 +57,13 @@ class Export:
             check_choice("output (the layout decides it)", self.output, ["logits"])
         if self.dtype == "int8" and self.images is None:
             raise InputError("dtype is 'int8', which needs --images to calibrate")
+        for layer in self.vit.model.plan:
+            # A step that keeps all tokens has no counts, and draws nothing.
+            if layer.step and layer.counts:
+                if layer.step.reducer.draws_random(layer.counts, train=False):
+                    reduction = self.vit.typed_reduction
+                    reason = "which draws random numbers: it has no graph"
+                    raise InputError(f"reduction is {reduction}, {reason}")
         config = self.vit.config
         config = config.with_arch(gelu=self.gelu or config.arch.gelu)
         # int8 is made of the float32 graph.
@@ -70,18 +72,18 @@ class Export:
         model = self.vit.model.clone(config=config, execution=execution)
         self.vit = vit = dataclasses.replace(self.vit, model=model)
         self.layout_files: dict[str, Any] = {}  # {path in the folder: JSON value}
+        sizes = (self.batch_size, self.pixels)
         if self.layout is None:
-            self.interface = ProgramInterface(vit, self.output)
+            self.interface = ProgramInterface(vit, self.output, *sizes)
             self.graph_file = choose_graph_file(self.out, self.dtype)
             self.folder = self.graph_file.parent
         else:
-            layout = tower.PROGRAM_LAYOUTS[self.layout]
-            self.interface = tower.make_interface(vit, self.layout, self.pixels)
-            self.folder = pathlib.Path(os.path.expanduser(self.out))
+            self.interface = tower.make_interface(vit, self.layout, *sizes)
+            self.folder = pathlib.Path(self.out).expanduser()
             place = (self.folder, self.layout, vit)
             self.graph_file = tower.find_graph_file(*place, self.dtype)
-            tower.check_layout_folder(self.folder, self.layout, vit, self.graph_file)
-            self.layout_files = layout.files(vit)
+            tower.check_layout_folder(*place, self.graph_file)
+            self.layout_files = tower.PROGRAM_LAYOUTS[self.layout].files(vit)
         title = self.file_format.FORMAT_TITLE
         check_choice(f"dtype for {title}", self.dtype, self.file_format.FORMAT_DTYPES)
         if self.batch_size is None and not self.file_format.HAS_OPEN_BATCH:
@@ -90,18 +92,17 @@ class Export:
     @property
     def file_format(self) -> types.ModuleType:
         """The module of the graph's format."""
-        return import_format(self.graph_file)
+        return program.import_format(self.graph_file)
 
     def make_program(self) -> tuple[Any, dict[str, Any]]:
         """Make a float32 or float16 graph, and the facts about it."""
-        options = {"batch_size": self.batch_size, "takes_pixels": self.pixels}
         with announced_work("exporting the model"):
-            build_graph = self.file_format.build_graph
-            graph = build_graph(self.vit, **options, interface=self.interface)
-        facts = program_facts.collect_facts(self.vit, self.interface, **options)
+            graph = self.file_format.build_graph(self.interface)
+        facts = program_facts.collect_facts(self.interface)
         facts |= self.file_format.FORMAT_FACTS
         facts |= {"layout": self.layout, "dtype": self.dtype}
-        facts["float32_parts"] = list(self.interface.model.execution.float32_parts)
+        float32_parts = self.interface.vit.model.execution.float32_parts
+        facts["float32_parts"] = list(float32_parts)
         return graph, facts
 
     def write_program(self, file: pathlib.Path, graph: Any, facts: dict) -> None:
@@ -120,7 +121,7 @@ class Export:
         with tempfile.TemporaryDirectory() as folder, announced_work(message):
             file = pathlib.Path(folder, self.graph_file.name)
             self.write_program(file, graph, dict(facts))
-            return self.file_format.quantize_graph(open_program(file), pixels)
+            return self.file_format.quantize_graph(program.open_program(file), pixels)
 
     def make_card(self, file: pathlib.Path, images: card.CardImages) -> dict[str, Any]:
         """Measure the program in `file` beside the dense model's, in float32.
@@ -136,28 +137,32 @@ class Export:
             dense.write_program(dense.graph_file, *dense.make_program())
             has_logits = "logits" in self.interface.output_names
             has_classes = has_logits and self.vit.config.head.has_classes
-            pair = (file, dense.graph_file)
-            measured = card.compare_with_dense_file(*pair, images, has_classes)
+            files_of_pair = {"file": file, "dense": dense.graph_file}
+            measured = card.compare_with_dense_file(files_of_pair, images, has_classes)
         return card.card_facts(self.vit) | measured
 
     def put_in_place(self, staging: pathlib.Path) -> None:
         """Move the files of a folder `staging` into the export's folder."""
-        earlier_weights = program_facts.read_facts(self.graph_file).get("external_data")
+        earlier_facts = program_facts.read_facts(self.graph_file)
+        earlier_weights = str(earlier_facts.get("external_data"))
         staged_graph = staging / self.graph_file.relative_to(self.folder)
         graph, *weights = program_facts.program_files(staged_graph)
         first = [*weights, graph, program_facts.facts_file(graph)]
-        rest = [file for file in staging.rglob("*") if file.is_file()]
+        all_files = filter(pathlib.Path.is_file, staging.rglob("*"))
+        staged_files = dict.fromkeys([*first, *all_files])  # each once
         # These know no digest: a kill must not leave them beside another graph.
         for name in self.layout_files:
             (self.folder / name).unlink(missing_ok=True)
         if card.is_card_page(self.folder / card.PAGE_NAME):
             (self.folder / card.PAGE_NAME).unlink()
-        for file in [*first, *(file for file in rest if file not in first)]:
+        for file in staged_files:
             target = self.folder / file.relative_to(staging)
             target.parent.mkdir(exist_ok=True)
             os.replace(file, target)
-        remove = self.file_format.remove_earlier_weights
-        remove(self.graph_file, earlier_weights, *weights)
+        # Only a name that export gives: anyone may have changed the JSON.
+        is_ours = earlier_weights.startswith(f"{self.graph_file.name}.")
+        if is_ours and earlier_weights not in [file.name for file in weights]:
+            self.graph_file.with_name(earlier_weights).unlink(missing_ok=True)
 
 
 @parallel.without_mesh
@@ -189,8 +194,7 @@ def export(vit: Pretrained, out: str | os.PathLike, **options: Any) -> pathlib.P
     """
     job = Export(vit, out, **options)
     vit.warn_of_untrained()
-    card_images = None
-    sampled_pixels = calibration_pixels = None
+    card_images = sampled_pixels = calibration_pixels = None
     if job.images is not None:
         extras.check_installed("a card", job.file_format.RUNTIME_MODULE)
         card.check_card(job.folder, job.graph_file, job.vit, job.output)
@@ -202,12 +206,12 @@ def export(vit: Pretrained, out: str | os.PathLike, **options: Any) -> pathlib.P
     # those too large for float16.
     part_maxima = largest_numbers.find_largest_numbers(job.vit, sampled_pixels)
     if job.dtype == "float16":
-        with_float32_parts = largest_numbers.with_float32_parts
-        job.interface.model = with_float32_parts(job.vit.model, part_maxima)
+        model = largest_numbers.with_float32_parts(job.vit.model, part_maxima)
+        job.interface.vit = dataclasses.replace(job.vit, model=model)
     graph, facts = job.make_program()
     if calibration_pixels is not None:
         graph = job.quantize(graph, facts, calibration_pixels)
-    facts["self_test"] = self_test.expected_facts(job.vit, job.interface, job.dtype)
+    facts["self_test"] = self_test.expected_facts(job.interface, job.dtype)
     with staging_folder(job) as staging:
         file = staging / job.graph_file.relative_to(job.folder)
         file.parent.mkdir(exist_ok=True)
@@ -248,19 +252,18 @@ def choose_graph_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib
     graph_file = path
     is_folder = path.is_dir() or not path.suffix
     if is_folder:
-        ending = next(iter(FORMAT_MODULES))
+        ending = next(iter(program.FORMAT_MODULES))
         graph_file = path / f"model{tower.DTYPE_SUFFIXES[dtype]}{ending}"
-    if not is_exported(graph_file):
-        rule = f"a file ends in {' or '.join(FORMAT_MODULES)}, a folder in none"
+    if not program.is_exported(graph_file):
+        rule = f"a file ends in {' or '.join(program.FORMAT_MODULES)}, a folder in none"
         raise InputError(f"out: {path}; {rule}")
-    file_format = import_format(graph_file)
+    file_format = program.import_format(graph_file)
     extras.check_installed(file_format.FORMAT_TITLE, file_format.WRITER_MODULE)
     if is_folder and not path.exists():
         files.check_writable("out", path, ("",))
         return graph_file
-    is_export = program_facts.is_export(graph_file)
     for file in (graph_file, program_facts.facts_file(graph_file)):
         files.check_writable("out", file, (graph_file.suffix.lower(), ".json"))
-        if file.exists() and not is_export:
+        if file.exists() and not program_facts.read_facts(graph_file):
             raise InputError(f"{file} already exists, and export did not write it")
     return graph_file

@@ -12,19 +12,17 @@ from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.exporters.program_facts import facts_file, read_program_facts
+from imagepiece_jax.exporters import program_facts
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Origin
-from imagepiece_jax.models.program import ExportedProgram
+from imagepiece_jax.models.program import ExportedProgram, import_format
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.weights.description import content_errors
 
 # (prepared images, names) -> a function that computes these outputs; None: all
-MakeCall = Callable[
-    [np.ndarray, Sequence[str] | None], Callable[[], Sequence[np.ndarray]]
-]
+MakeCall = Callable[..., Callable[[], Sequence[np.ndarray]]]
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -38,15 +36,11 @@ class FileProgram(ExportedProgram):
     origin: Origin
     facts: Mapping[str, Any]  # the JSON beside the file
     make_call: MakeCall  # by the format's runtime
-    input_name: str
-    input_dtype: str
     batch_size: int | None  # images per call; None: any number
-    channels_first: bool
 
     def __call__(
         self, pixels: np.ndarray, name: str = "logits", batch_size: int | None = None
     ) -> np.ndarray:
-        """Like `ExportedProgram.__call__`."""
         if name not in self.output_names:
             names = self.output_names
             raise InputError(f"{self.origin.title} has {names}, and no {name}")
@@ -57,20 +51,18 @@ class FileProgram(ExportedProgram):
 
     @property
     def output_names(self) -> list[str]:
-        """Like `ExportedProgram.output_names`."""
         # The facts have one output, or a list.
         return [output["name"] for output in np.ravel(self.facts["output"])]
 
     def prepared_call(self, pixels: np.ndarray) -> Callable[[], Sequence[np.ndarray]]:
-        """Like `ExportedProgram.prepared_call`, for all outputs."""
         return self.make_call(self.prepared_images(pixels), None)
 
     def prepared_images(self, pixels: np.ndarray) -> np.ndarray:
         """Prepare uint8 [B, H, W, 3] as the file's input."""
         images = np.asarray(pixels)
-        if self.input_dtype != "uint8":
+        if self.facts["input"]["dtype"] != "uint8":
             images = np.asarray(normalize(images, self.config.mean, self.config.std))
-        if self.channels_first:
+        if self.facts["input"]["shape"][1] == 3:  # [B, 3, H, W]
             images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         return images
 
@@ -89,20 +81,24 @@ class FileProgram(ExportedProgram):
 
 def open_described(
     path: str | os.PathLike,
-    kind: str,
-    runtime: str,
-    open_runtime: Callable[[pathlib.Path, Mapping[str, Any]], MakeCall],
+    open_runtime: Callable[[pathlib.Path, Mapping[str, Any]], Any],
 ) -> FileProgram:
-    """Open a file with the JSON beside it.
+    """Open a file with the JSON beside it, which has its facts.
 
-    kind: of the file, for messages
-    runtime: its name, for reports
+    open_runtime: (file, facts) -> a MakeCall of the format's runtime
+    Raises InputError for a file without JSON, or with another graph's.
     """
     path = pathlib.Path(path).expanduser()
     path.stat()  # FileNotFoundError for the file itself
-    facts = read_program_facts(path, kind)
-
-    def program_from_facts() -> FileProgram:
+    file_format = import_format(path)
+    facts = program_facts.read_facts(path)
+    json_file = program_facts.facts_file(path)
+    if facts.get("digest") != program_facts.graph_digest(path):
+        raise InputError(
+            f"{file_format.PROGRAM_KIND} {path} has no {json_file.name} of the same "
+            "export, or of an earlier version; export the model again"
+        )
+    with content_errors(json_file):
         make_call = open_runtime(path, facts)
         fields: dict[str, Any] = _without_type_names(facts["model"])
         fields["arch"] = Architecture(**fields["arch"])
@@ -111,32 +107,27 @@ def open_described(
         image_size = tuple(preprocessing.pop("image_size"))
         fields["preprocessing"] = Preprocessing(image_size, **preprocessing)
         config = ViTConfig(**fields)
-        batch_size, second_side, *_ = facts["input"]["shape"]
-        model = build_model(config, facts["method"])
+        model = build_model(config, facts["method"]).with_execution(
+            dtype=np.dtype(facts["dtype"]), attention_impl=file_format.RUNTIME_TITLE
+        )
         class_names = facts["class_names"]
         if class_names is not None:
             class_names = checked_names(class_names, config.num_classes)
+        batch_size = facts["input"]["shape"][0]
         return FileProgram(
             path=path,
-            model=model.with_execution(
-                dtype=np.dtype(facts["dtype"]), attention_impl=runtime
-            ),
+            model=model,
             config=config,
             class_names=class_names,
-            origin=Origin(path=path, kind=kind, name=path.name),
+            origin=Origin(path=path, kind=file_format.PROGRAM_KIND, name=path.name),
             facts=facts,
             make_call=make_call,
-            input_name=facts["input"]["name"],
-            input_dtype=facts["input"]["dtype"],
             batch_size=batch_size if isinstance(batch_size, int) else None,
-            channels_first=second_side == 3,
         )
-
-    with content_errors(facts_file(path)):
-        return program_from_facts()
 
 
 def _without_type_names(record):
+    # "is" names a record's type, for other readers of the JSON.
     if not isinstance(record, Mapping):
         return record
     return {k: _without_type_names(value) for k, value in record.items() if k != "is"}

@@ -7,7 +7,7 @@ needed.
 import importlib
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,11 +18,9 @@ from imagepiece_jax.common.device import available_cores
 from imagepiece_jax.common.files import AnyPath, replace_file
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import file_program
-from imagepiece_jax.exporters.onnx_model import check_deterministic
 from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.kernels import choice, gelu
-from imagepiece_jax.models.pretrained import Pretrained
 
 FORMAT_TITLE = "a LiteRT file"
 FORMAT_VERSION = "LiteRT"
@@ -40,23 +38,16 @@ PROGRAM_KIND = "LiteRT file"
 MIN_HALF_SIZE = 256  # smaller constants stay float32 in a float16 file
 
 
-def build_graph(
-    vit: Pretrained,
-    *,
-    batch_size: int,
-    takes_pixels: bool = False,
-    interface: ProgramInterface | None = None,
-) -> bytes:
-    """Build a model's flatbuffer, from images [batch, H, W, 3] to its outputs.
+def build_graph(interface: ProgramInterface) -> bytes:
+    """Build a model's flatbuffer, from images to outputs.
 
     A float16 model has its weights in float16. The device chooses the type that
     computes, which is float32 on CPUs.
 
     Raises InputError if the converter refuses the model.
     """
-    interface = interface or ProgramInterface(vit)
-    check_deterministic(vit, interface)
-    model, variables = optimize.fold_and_cast(interface.model, vit.variables)
+    vit = interface.vit
+    model, variables = optimize.fold_and_cast(vit.model, vit.variables)
     is_half = model.execution.dtype == np.float16
     # CPUs have no kernels for float16: they read weights of that type as float32.
     model = model.with_execution(dtype=np.dtype("float32"))
@@ -72,11 +63,10 @@ def build_graph(
         ):
             return forward(variables, images)
 
-    input_spec = interface.input_spec(batch_size, takes_pixels)
-    program = jax.export.export(jax.jit(compute_outputs), platforms=["cpu"])(input_spec)
-    flatbuffer = convert_program(
-        program.mlir_module_serialized, interface.input_name, interface.output_names
-    )
+    export = jax.export.export(jax.jit(compute_outputs), platforms=["cpu"])
+    stablehlo_bytes = export(interface.input_spec).mlir_module_serialized
+    names = interface.input_name, interface.output_names
+    flatbuffer = convert_program(stablehlo_bytes, *names)
     return with_half_constants(flatbuffer) if is_half else flatbuffer
 
 
@@ -93,7 +83,7 @@ def converter_gelu(x: jax.Array, variant: str = "exact") -> jax.Array:
 
 
 def convert_program(
-    stablehlo_bytes: bytes, input_name: str, output_names: Sequence[str]
+    stablehlo_bytes: bytes, input_name: str, output_names: list[str]
 ) -> bytes:
     """Convert a portable StableHLO artifact to a flatbuffer with a signature."""
     # Modules as values: type checkers find no stubs for them.
@@ -110,9 +100,8 @@ def convert_program(
             config = converter.ConvertToTFLConfig()
             passes = passmanager.PassManager()
             converter.run_convert_to_tfl_passes(module, passes, config)
-            converter.set_signature(
-                module.operation, "serving_default", [input_name], [*output_names]
-            )
+            names = "serving_default", [input_name], output_names
+            converter.set_signature(module.operation, *names)
             return converter.export_flatbuffer_to_bytes(module.operation)
     except Exception as error:  # the converter's errors share no class
         reason = " ".join(str(error).split())
@@ -150,7 +139,8 @@ def with_half_constants(flatbuffer: bytes) -> bytes:
         tensor.buffer = 0  # the empty buffer, of computed tensors
         operator = schema.OperatorT()
         operator.opcodeIndex = len(model.operatorCodes) - 1
-        operator.inputs, operator.outputs = [len(graph.tensors)], [index]
+        operator.inputs = [len(graph.tensors)]
+        operator.outputs = [index]
         graph.tensors.append(half_tensor)
         dequantizing_operators.append(operator)
     graph.operators = dequantizing_operators + graph.operators
@@ -162,10 +152,6 @@ def with_half_constants(flatbuffer: bytes) -> bytes:
 def write_graph(path: str | os.PathLike, graph: bytes) -> None:
     """Write a flatbuffer to a file, which has all weights."""
     replace_file(pathlib.Path(path), graph)
-
-
-def remove_earlier_weights(*_: Any) -> None:
-    """Do nothing: no file has its weights beside it."""
 
 
 def open_file(path: AnyPath, threads: int | None = None) -> file_program.FileProgram:
@@ -194,4 +180,4 @@ def open_file(path: AnyPath, threads: int | None = None) -> file_program.FilePro
 
         return make_call
 
-    return file_program.open_described(path, PROGRAM_KIND, RUNTIME_TITLE, open_runtime)
+    return file_program.open_described(path, open_runtime)

@@ -11,6 +11,7 @@ int64 are only the constants that count sides and axes.
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
@@ -24,9 +25,10 @@ from numpy.typing import ArrayLike, DTypeLike
 from imagepiece_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto
+    from onnx import ModelProto, NodeProto
 
 Shape = Sequence[Any]  # sides are ints, or multiples of the open batch
+ONNX_OPSET = 20  # the first with Gelu
 LARGEST_INTEGER = 2**23  # half of a larger one would be rounded
 # Operators that WebGPU has for numbers only. Booleans become numbers and back.
 MOVING_OPERATORS = {"Concat", "Gather", "Identity", "Pad"}
@@ -57,21 +59,13 @@ class Value:
     def constant(cls, array: ArrayLike, dtype: DTypeLike | None = None) -> Self:
         """Make a constant from an array, a number or a list of numbers."""
         array = np.asarray(array, dtype)
-        graph_dtype = array.dtype  # not by `stored_dtype`: int64 is no index here
-        if graph_dtype.kind in "iu" and graph_dtype != np.uint8:
-            graph_dtype = np.dtype(np.float32)
-        if array.dtype != graph_dtype and (np.abs(array) > LARGEST_INTEGER).any():
-            raise InputError(
-                f"the model computes with integers above {LARGEST_INTEGER}, which have "
-                "no exact ONNX graph here"
-            )
-        array = np.asarray(array, graph_dtype, order="C")
-        return cls(array.shape, array.dtype, array=array)
-
-    @classmethod
-    def int64_constant(cls, array: ArrayLike) -> Self:
-        """Make an int64 constant: sides, axes, or other counts for an operator."""
-        array = np.asarray(array, np.int64, order="C")
+        # Not by `stored_dtype`: int64 is no index here.
+        if array.dtype.kind in "iu" and array.dtype != np.uint8:
+            if (np.abs(array) > LARGEST_INTEGER).any():
+                problem = f"integers above {LARGEST_INTEGER}"
+                raise InputError(f"the model computes with {problem}: no exact graph")
+            array = array.astype(np.float32)
+        array = np.asarray(array, order="C")
         return cls(array.shape, array.dtype, array=array)
 
     @property
@@ -80,7 +74,7 @@ class Value:
 
 
 Values = Sequence[Value]
-Input = Value | ArrayLike  # of a node; integers count sides or axes
+Inputs = Sequence[Value | ArrayLike]  # of a node; integers count sides or axes
 
 
 class Graph:
@@ -97,59 +91,45 @@ class Graph:
         # {(kind, operands, attributes) of a node: its Values}
         self._known_outputs: dict[tuple, list[Value]] = {}
         self._name_counts = collections.Counter()  # {kind of node: names so far}
-        # {name of a Value: (kind, operands, attributes) of its node}
-        self._node_of_value: dict[str, tuple[str, list[Value], dict]]
+        # {name of a Value: (kind, operands, attributes) of its node}; a constant and
+        # the images have no node
         self._node_of_value = collections.defaultdict(lambda: ("", [], {}))
 
     # Nodes
 
     def add_node(
-        self,
-        kind: str,
-        inputs: Sequence[Input],
-        shape: Shape,
-        dtype: Any,
-        **attributes: Any,
+        self, kind: str, inputs: Inputs, shape: Shape, dtype: Any, **attributes: Any
     ) -> Value:
         """Add a node with one output; return its Value. `inputs`: Values and arrays."""
-        types = [(shape, dtype)]
-        return self.add_multi_output_node(kind, inputs, types, **attributes)[0]
+        outputs = self.add_multi_output_node(kind, inputs, [shape], dtype, **attributes)
+        return outputs[0]
 
     def add_multi_output_node(
-        self,
-        kind: str,
-        inputs: Sequence[Input],
-        output_types: Sequence[tuple[Shape, DTypeLike]],
-        **attributes: Any,
+        self, kind: str, inputs: Inputs, shapes: Shape, dtype: Any, **attributes: Any
     ) -> list[Value]:
-        """Add a node; return its outputs' Values. `output_types`: (shape, dtype)."""
+        """Add a node; return its outputs' Values. `shapes`: of each output."""
         from onnx import helper
 
         operands = [_as_operand(node_input) for node_input in inputs]
         has_booleans = any(operand.dtype.kind == "b" for operand in operands)
         if kind in MOVING_OPERATORS and has_booleans:
             operands = [self.as_number(operand) for operand in operands]
-            float_types = [(shape, np.float32) for shape, _ in output_types]
-            floats = self.add_multi_output_node(
-                kind, operands, float_types, **attributes
-            )
+            add_floats = functools.partial(self.add_multi_output_node, kind, operands)
+            floats = add_floats(shapes, np.float32, **attributes)
             return [self.cast(value, bool) for value in floats]
         input_names = tuple(map(self.name_value, operands))
         attribute_texts = sorted((k, str(v)) for k, v in attributes.items())
         node_key = (kind, input_names, tuple(attribute_texts))
         if node_key in self._known_outputs:
             return self._known_outputs[node_key]
-        output_values = []
-        for shape, dtype in output_types:
-            name = self._new_name(kind)
-            output_values.append(Value(tuple(shape), stored_dtype(dtype), name))
-        output_names = [value.name for value in output_values]
-        node = helper.make_node(
-            kind, input_names, output_names, output_names[0], **attributes
-        )
+        names = [self._new_name(kind) for _ in shapes]
+        node = helper.make_node(kind, input_names, names, names[0], **attributes)
         self.nodes.append(node)
+        self._node_of_value[names[0]] = (kind, operands, attributes)
+        output_values = []
+        for shape, name in zip(shapes, names, strict=True):
+            output_values.append(Value(tuple(shape), stored_dtype(dtype), name))
         self._known_outputs[node_key] = output_values
-        self._node_of_value[output_names[0]] = (kind, operands, attributes)
         return output_values
 
     def name_value(self, value: Value, name: str | None = None) -> str:
@@ -166,11 +146,13 @@ class Graph:
             self.constants[key] = (name, array)
         return self.constants[key][0]
 
-    def graph_proto(self, outputs: Mapping[str, Value]) -> "GraphProto":
-        """Build the ONNX graph of {name: output}, with the nodes the outputs need."""
+    def make_model(self, outputs: Mapping[str, Value]) -> "ModelProto":
+        """Make the ONNX model of {name: output}, with the nodes the outputs need.
+
+        Its file format is the oldest with the opset's operators.
+        """
         from onnx import helper, numpy_helper
 
-        outputs = self._copy_repeated_outputs(outputs)
         public_names = {value.name: name for name, value in outputs.items()}
         needed_names = {*public_names}
         needed_nodes = []
@@ -191,31 +173,20 @@ class Graph:
         for name, array in self.constants.values():
             if name in needed_names:
                 initializers.append(numpy_helper.from_array(array, name))
-        return helper.make_graph(
+        graph = helper.make_graph(
             nodes=needed_nodes[::-1],
             name="imagepiece_jax",
             inputs=[value_info(self.images.name, self.images)],
             outputs=[value_info(name, output) for name, output in outputs.items()],
             initializer=initializers,
         )
-
-    def _copy_repeated_outputs(self, outputs):
-        """Copy Values that several outputs name: {name: output} without repetition."""
-        from onnx import helper
-
-        outputs_by_name = {}
-        seen_names = set()
-        for name, value in outputs.items():
-            if value.name in seen_names:
-                copy_name = self._new_name("Identity")
-                node = helper.make_node(
-                    "Identity", [value.name], [copy_name], copy_name
-                )
-                self.nodes.append(node)
-                value = dataclasses.replace(value, name=copy_name)
-            seen_names.add(value.name)
-            outputs_by_name[name] = value
-        return outputs_by_name
+        opsets = [helper.make_opsetid("", ONNX_OPSET)]
+        return helper.make_model(
+            graph,
+            producer_name="imagepiece_jax",
+            opset_imports=opsets,
+            ir_version=helper.find_min_ir_version_for(opsets),
+        )
 
     def _new_name(self, kind):
         """Make a new name, such as "MatMul_3"."""
@@ -339,26 +310,20 @@ class Graph:
         shape[axis] = sum(value.shape[axis] for value in values)
         return self.add_node("Concat", values, shape, values[0].dtype, axis=axis)
 
-    def as_output(self, value: Value, shape: Shape) -> Value:
-        """Make a Value a graph output: broadcast, and made by a node."""
-        value = self.expand(value, shape)
-        if value.array is None:
-            return value
-        return self.add_node("Identity", [value], shape, value.dtype)
-
     def add_elementwise(
-        self,
-        kind: str,
-        *inputs: Input,
-        dtype: DTypeLike | None = None,
-        **attributes: Any,
+        self, kind: str, *inputs: Any, dtype: Any = None, **attributes: Any
     ) -> Value:
         """Add a node that broadcasts its inputs, or a simpler one; return its Value.
 
-        inputs: Values, and numbers of the Values' dtype
+        inputs: Values, and numbers of the first Value's dtype
+        dtype: of the result; None: the first input's
         """
-        default_dtype = next(x.dtype for x in inputs if isinstance(x, Value))
-        operands = [_as_value(node_input, default_dtype) for node_input in inputs]
+        number_dtype = next(x.dtype for x in inputs if isinstance(x, Value))
+        operands = []
+        for x in inputs:
+            if not isinstance(x, Value):
+                x = Value.constant(x, number_dtype)
+            operands.append(x)
         shape = broadcast_shapes(*[operand.shape for operand in operands])
         if dtype is None:
             dtype = operands[0].dtype
@@ -398,7 +363,7 @@ class Graph:
             infinity = np.asarray(np.inf, limit.dtype)
             limits = (limit, infinity) if kind == "Max" else (-infinity, limit)
             return self.add_node("Clip", [a, *limits], a.shape, a.dtype)
-        comparison = {"Max": "Greater", "Min": "Less"}[kind]
+        comparison = "Greater" if kind == "Max" else "Less"
         a_wins = self.add_elementwise(comparison, a, b, dtype=bool)
         return self.add_node("Where", [a_wins, a, b], a_wins.shape, a.dtype)
 
@@ -461,21 +426,16 @@ class Graph:
         return self.reshape(result, kept_sides)
 
 
-def _as_value(node_input, dtype=None):
-    """Turn a number or an array into a constant; a Value stays."""
-    if isinstance(node_input, Value):
-        return node_input
-    return Value.constant(node_input, dtype)
-
-
 def _as_operand(node_input):
     """Turn an operator's numbers into a constant: integers count sides or axes."""
     if isinstance(node_input, Value):
         return node_input
     numbers = np.asarray(node_input)
-    if numbers.dtype.kind == "i":
-        return Value.int64_constant(numbers)
-    return Value.constant(numbers)
+    if numbers.dtype.kind != "i":
+        return Value.constant(numbers)
+    # Sides and axes are int64 in ONNX; `Value.constant` would make them float32.
+    numbers = np.asarray(numbers, np.int64, order="C")
+    return Value(numbers.shape, numbers.dtype, array=numbers)
 
 
 def is_open_side(side: Any) -> bool:

@@ -7,25 +7,17 @@ whose inputs are all constants is computed during the export, and stored as a co
 import itertools
 import math
 from collections.abc import Callable
-from typing import cast
 
 import jax
 import numpy as np
-from jax.core import ShapedArray
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.numpy import broadcast_shapes
 
 from imagepiece_jax.common import nodes
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import onnx_kernels
-from imagepiece_jax.exporters.onnx_graph import (
-    Graph,
-    Value,
-    Values,
-    is_open_side,
-)
+from imagepiece_jax.exporters.onnx_graph import Graph, Value, Values, is_open_side
 
-Atom = Var | Literal
 # (graph, equation, *operands) -> the output's Value, or several outputs' Values
 Translation = Callable[..., Value | Values]
 
@@ -36,16 +28,23 @@ def add_equations(graph: Graph, jaxpr: ClosedJaxpr | Jaxpr, inputs: Values) -> V
     constants = map(Value.constant, getattr(jaxpr, "consts", ()))
     value_of_atom = dict(zip(open_jaxpr.constvars, constants, strict=True))
     value_of_atom.update(zip(open_jaxpr.invars, inputs, strict=True))
-
-    def atom_value(atom):
-        if isinstance(atom, Literal):
-            return Value.constant(np.asarray(atom.val, _traced_array(atom).dtype))
-        return value_of_atom[atom]
-
     for equation in _needed_equations(open_jaxpr):
-        results = _add_equation(graph, equation, [*map(atom_value, equation.invars)])
+        operands = _find_values(value_of_atom, equation.invars)
+        results = _add_equation(graph, equation, operands)
         value_of_atom.update(zip(equation.outvars, results, strict=True))
-    return [*map(atom_value, open_jaxpr.outvars)]
+    return _find_values(value_of_atom, open_jaxpr.outvars)
+
+
+def _find_values(value_of_atom, atoms):
+    """Values of an equation's operands, or of a jaxpr's outputs."""
+    values = []
+    for atom in atoms:
+        if isinstance(atom, Literal):
+            dtype = atom.aval.dtype  # pyrefly: ignore[missing-attribute]
+            values.append(Value.constant(np.asarray(atom.val, dtype)))
+        else:
+            values.append(value_of_atom[atom])
+    return values
 
 
 def _add_equation(graph, equation, operands):
@@ -80,7 +79,7 @@ def _fold_equation(graph, equation, operands):
         return _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *operands))
     arrays = []
     for operand, atom in zip(operands, equation.invars, strict=True):
-        arrays.append(np.asarray(operand.array, _traced_array(atom).dtype))
+        arrays.append(np.asarray(operand.array, atom.aval.dtype))
     if name in NUMPY_PRIMITIVES:
         results = NUMPY_PRIMITIVES[name](*arrays)
     else:
@@ -101,13 +100,8 @@ def _as_list(results):
     return results if isinstance(results, list | tuple) else [results]
 
 
-def _traced_array(atom):
-    """Shape and dtype of an equation's operand or result."""
-    return cast(ShapedArray, atom.aval)
-
-
 def _atom_shapes(atoms):
-    return [_traced_array(atom).shape for atom in atoms]
+    return [atom.aval.shape for atom in atoms]
 
 
 def _needed_equations(jaxpr):
@@ -178,7 +172,7 @@ NUMPY_PRIMITIVES = {
 def _add_operator(graph, equation, *values):
     """Add an operator. For booleans, max is `or`, and min is `and`."""
     name = equation.primitive.name
-    kind = _traced_array(equation.invars[0]).dtype.kind
+    kind = equation.invars[0].aval.dtype.kind
     if kind == "b":
         name = {"max": "or", "min": "and"}.get(name, name)
     elif name in ("and", "not", "or"):
@@ -195,12 +189,9 @@ def _whole_quotient(graph, a, b):
     """The integer part of a / b, toward zero, for whole numbers."""
     elementwise = graph.add_elementwise
     # Half a unit more: a GPU's quotient may be a little below the exact number.
-    magnitude = elementwise(
-        "Floor",
-        elementwise(
-            "Div", elementwise("Add", elementwise("Abs", a), 0.5), elementwise("Abs", b)
-        ),
-    )
+    dividend = elementwise("Add", elementwise("Abs", a), 0.5)
+    quotient = elementwise("Div", dividend, elementwise("Abs", b))
+    magnitude = elementwise("Floor", quotient)
     is_negative = elementwise("Less", elementwise("Mul", a, b), 0, dtype=bool)
     operands = [is_negative, elementwise("Neg", magnitude), magnitude]
     return graph.add_node("Where", operands, magnitude.shape, magnitude.dtype)
@@ -230,23 +221,6 @@ def _add_formula(graph, equation, *values):
     return PRIMITIVE_FORMULAS[equation.primitive.name](graph.add_elementwise, *numbers)
 
 
-@translates_primitive("rem")
-def _add_remainder(graph, equation, a, b):
-    if _traced_array(equation.invars[0]).dtype.kind not in "iu":
-        return graph.add_elementwise("Mod", a, b, fmod=1)
-    multiple = graph.add_elementwise("Mul", b, _whole_quotient(graph, a, b))
-    return graph.add_elementwise("Sub", a, multiple)
-
-
-@translates_primitive("sign")
-def _add_sign(graph, equation, x):
-    # WebGPU has no Sign.
-    is_positive = graph.add_elementwise("Greater", x, 0, dtype=bool)
-    is_negative = graph.add_elementwise("Less", x, 0, dtype=bool)
-    signs = [graph.cast(value, x.dtype) for value in (is_positive, is_negative)]
-    return graph.add_elementwise("Sub", *signs)
-
-
 @translates_primitive("integer_pow")
 def _add_integer_pow(graph, equation, x):
     power = equation.params["y"]
@@ -260,23 +234,19 @@ def _add_select(graph, equation, mask, *cases):
     """Choose the second case where the mask is true, else the first."""
     if len(cases) != 2 or mask.dtype.kind != "b":
         raise no_operator_error("a choice among more than two")
-    no, yes = cases
     if mask.array is not None and not mask.array.any():
-        return no
-    shape = broadcast_shapes(mask.shape, no.shape, yes.shape)
-    dtype = yes.dtype
-    if dtype.kind == "b":
-        no = graph.cast(no, np.float32)
-        yes = graph.cast(yes, np.float32)
+        return cases[0]
+    shape = broadcast_shapes(mask.shape, *[case.shape for case in cases])
+    no, yes = map(graph.as_number, cases)  # WebGPU chooses among numbers only
     chosen_value = graph.add_node("Where", [mask, yes, no], shape, yes.dtype)
-    return graph.cast(chosen_value, dtype)
+    return graph.cast(chosen_value, cases[1].dtype)
 
 
 @translates_primitive("convert_element_type")
 def _add_conversion(graph, equation, x):
     """Convert a dtype; floats become integers by rounding toward zero."""
     dtype = np.dtype(equation.params["new_dtype"])
-    old_dtype = _traced_array(equation.invars[0]).dtype
+    old_dtype = equation.invars[0].aval.dtype
     if jax.numpy.issubdtype(old_dtype, jax.numpy.floating) and dtype.kind in "iu":
         is_negative = graph.add_elementwise("Less", x, 0, dtype=bool)
         rounded_values = [graph.add_elementwise(kind, x) for kind in ("Ceil", "Floor")]
@@ -309,7 +279,7 @@ def _without_leading_ones(shape):
 
 @translates_primitive("reshape", "squeeze", expand=True)
 def _add_reshape(graph, equation, x, *_):
-    return graph.reshape(x, _traced_array(equation.outvars[0]).shape)
+    return graph.reshape(x, equation.outvars[0].aval.shape)
 
 
 @translates_primitive("transpose", expand=True)
@@ -336,7 +306,7 @@ def _add_stack(graph, equation, *values):
 @translates_primitive("pad", expand=True)
 def _add_padding(graph, equation, x, fill):
     """Pad the ends of axes: ONNX's Pad has no padding between elements."""
-    out = _traced_array(*equation.outvars)
+    out = equation.outvars[0].aval
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(low) < 0 or min(high) < 0:
         raise no_operator_error("padding between or negative")
@@ -370,9 +340,9 @@ def _add_slice(graph, equation, x):
 @translates_primitive("split", expand=True)
 def _add_split(graph, equation, x):
     operands = [x, equation.params["sizes"]]
-    output_types = [(shape, x.dtype) for shape in _atom_shapes(equation.outvars)]
+    shapes = _atom_shapes(equation.outvars)
     axis = int(equation.params["axis"])
-    return graph.add_multi_output_node("Split", operands, output_types, axis=axis)
+    return graph.add_multi_output_node("Split", operands, shapes, x.dtype, axis=axis)
 
 
 @translates_primitive("rev", expand=True)
@@ -390,16 +360,16 @@ def _add_reversal(graph, equation, x):
 @translates_primitive("gather")
 def _add_gather(graph, equation, x, index):
     """Gather by constant indices: a block of the array, or rows of one axis."""
-    x = graph.expand(x, _traced_array(equation.invars[0]).shape)
+    x = graph.expand(x, equation.invars[0].aval.shape)
     params = equation.params
-    out = _traced_array(*equation.outvars)
+    out = equation.outvars[0].aval
     dimensions = params["dimension_numbers"]
     slice_sizes = params["slice_sizes"]
     axes = dimensions.start_index_map
     if index.array is None or dimensions.operand_batching_dims:
         raise no_operator_error("a gather by computed indices")
     indices = np.asarray(index.array, np.int64)
-    indices = np.broadcast_to(indices, _traced_array(equation.invars[1]).shape)
+    indices = np.broadcast_to(indices, equation.invars[1].aval.shape)
     last_starts = [x.shape[axis] - slice_sizes[axis] for axis in axes]
     has_open_side = any(map(is_open_side, last_starts))
     if has_open_side or (indices < 0).any() or (indices > last_starts).any():
@@ -430,8 +400,7 @@ def _add_gather(graph, equation, x, index):
     row_numbers = np.ravel_multi_index(tuple(np.moveaxis(indices, -1, 0)), sides)
     x = graph.reshape(x, (*x.shape[:first_axis], math.prod(sides), *x.shape[end_axis:]))
     x, start = graph.source_and_start(x, first_axis)
-    row_numbers = row_numbers + start
-    operands = [x, row_numbers]
+    operands = [x, row_numbers + start]
     return graph.add_node("Gather", operands, out.shape, x.dtype, axis=int(first_axis))
 
 
@@ -448,24 +417,10 @@ def _add_reduction(graph, equation, x):
     return graph.add_reduction(kind, x, equation.params["axes"])
 
 
-@translates_primitive("argmax", "argmin", expand=True)
-def _add_arg_extremum(graph, equation, x):
-    """Find the first extremum without integers, which WebGPU lacks."""
-    (axis,) = equation.params["axes"]
-    kind = {"argmax": "ReduceMax", "argmin": "ReduceMin"}[equation.primitive.name]
-    extremum = graph.add_reduction(kind, x, (axis,), keepdims=True)
-    is_extremum = graph.add_elementwise("Equal", x, extremum, dtype=bool)
-    length = x.shape[axis]
-    indices = np.expand_dims(np.arange(length), [i for i in range(x.ndim) if i != axis])
-    operands = [is_extremum, Value.constant(indices), np.float32(length)]
-    first_index = graph.add_node("Where", operands, x.shape, np.float32)
-    return graph.add_reduction("ReduceMin", first_index, (axis,))
-
-
 @translates_primitive("dot_general", expand=True)
 def _add_dot_general(graph, equation, a, b):
     """MatMul of [batch.., rows, inner] and [batch.., inner, columns]."""
-    out = _traced_array(*equation.outvars)
+    out = equation.outvars[0].aval
     dtype = out.dtype
     (inner_a, inner_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
     a = graph.cast(a, dtype)
@@ -495,15 +450,13 @@ def _remaining_axes(value, *axis_groups):
 @translates_primitive("conv_general_dilated", expand=True)
 def _add_conv(graph, equation, x, kernel):
     """Convolve, with any order of the axes: ONNX has channels before the sides."""
-    out = _traced_array(*equation.outvars)
+    out = equation.outvars[0].aval
     params = equation.params
     dimensions = params["dimension_numbers"]
     batch_groups = params["batch_group_count"]
     low, high = zip(*params["padding"], strict=True)
     if {*params["lhs_dilation"], batch_groups} != {1} or min(low + high) < 0:
-        raise no_operator_error(
-            "a transposed convolution, or one with negative padding"
-        )
+        raise no_operator_error("a transposed or cropped convolution")
     x = graph.transpose(x, dimensions.lhs_spec)
     kernel = graph.transpose(kernel, dimensions.rhs_spec)
     options = {

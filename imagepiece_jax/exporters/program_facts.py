@@ -14,8 +14,6 @@ from imagepiece_jax.common.files import read_json, write_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.onnx_graph import stored_dtype
 from imagepiece_jax.exporters.program_interface import ProgramInterface
-from imagepiece_jax.models.cost import model_macs
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.record import as_json
 
 REQUIRED_FACTS = {"input", "output", "preprocessing"}  # every program has these
@@ -27,33 +25,15 @@ def facts_file(graph_file: str | os.PathLike) -> pathlib.Path:
 
 
 def read_facts(graph_file: str | os.PathLike) -> dict[str, Any]:
-    """Read the facts about the program in `graph_file`; {} if they are unreadable."""
+    """Read the facts about the program in `graph_file`.
+
+    Returns {} if they are unreadable, or if export did not write them.
+    """
     try:
-        return read_json(facts_file(graph_file))
+        facts = read_json(facts_file(graph_file))
     except (InputError, OSError):
         return {}
-
-
-def is_export(graph_file: str | os.PathLike) -> bool:
-    """Whether the JSON beside `graph_file` is a program's."""
-    return REQUIRED_FACTS <= {*read_facts(graph_file)}
-
-
-def read_program_facts(graph_file: str | os.PathLike, kind: str) -> dict[str, Any]:
-    """Read the facts about a graph, which export wrote to the file beside it.
-
-    kind: of the file, for messages
-    Raises InputError for a file without such facts, or with another graph's.
-    """
-    json_file = facts_file(graph_file)
-    facts = read_json(json_file) if json_file.exists() else {}
-    is_whole = REQUIRED_FACTS <= {*facts}
-    if not is_whole or facts.get("digest") != graph_digest(graph_file):
-        raise InputError(
-            f"{kind} {graph_file} has no {json_file.name} of the same export, or of an "
-            "earlier version; export the model again"
-        )
-    return facts
+    return facts if REQUIRED_FACTS <= facts.keys() else {}
 
 
 def write_program_facts(graph_file: str | os.PathLike, facts: Mapping) -> None:
@@ -82,24 +62,12 @@ def output_dtype(dtype: np.dtype) -> np.dtype:
     return stored_dtype(dtype)
 
 
-def collect_facts(
-    vit: Pretrained,
-    interface: ProgramInterface | None = None,
-    batch_size: int | None = None,
-    takes_pixels: bool = False,
-) -> dict[str, Any]:
-    """Collect facts about an exported program as JSON values.
-
-    interface: the program's; None: images and logits
-    batch_size, takes_pixels: as for `ProgramInterface.input_spec`
-    """
-    interface = interface or ProgramInterface(vit)
-    input_spec = interface.input_spec(batch_size, takes_pixels)
-    model = interface.model
-    config = model.config
-    output_specs = jax.eval_shape(
-        interface.make_forward_function(model), vit.variables, input_spec
-    )
+def collect_facts(interface: ProgramInterface) -> dict[str, Any]:
+    """Collect facts about an exported program as JSON values."""
+    vit = interface.vit
+    config = vit.config
+    forward = interface.make_forward_function(vit.model)
+    output_specs = jax.eval_shape(forward, vit.variables, interface.input_spec)
 
     def array_facts(name, spec):
         shape = [side if isinstance(side, int) else str(side) for side in spec.shape]
@@ -108,7 +76,7 @@ def collect_facts(
     output_facts = [*map(array_facts, interface.output_names, output_specs)]
     if len(output_facts) == 1:
         output_facts = output_facts[0]
-    if takes_pixels:
+    if interface.takes_pixels:
         normalization = {"pixels": "0 to 255, normalized by the model"}
     else:
         pixels_text = "0 to 1, of which the input is (pixels - mean) / std"
@@ -117,9 +85,9 @@ def collect_facts(
     preprocessing = vit.preprocessing.as_json
     if vit.preprocessing.resizes:
         preprocessing["resized"] = list(vit.preprocessing.resized_size)
-    has_classes = "logits" in interface.output_names and vit.config.head.is_classifier
+    has_classes = "logits" in interface.output_names and config.head.is_classifier
     return {
-        "input": array_facts(interface.input_name, input_spec),
+        "input": array_facts(interface.input_name, interface.input_spec),
         "normalization": normalization,
         "output": output_facts,
         "classes": config.num_classes,
@@ -131,6 +99,6 @@ def collect_facts(
         # A plan made by hand has no method.
         "method": vit.reduction and str(vit.reduction),
         "recovered": vit.recovered_variant and vit.recovered_variant.name,
-        "dtype": model.execution.dtype.name,
-        "gmacs": model_macs(model) / 1e9,
+        "dtype": vit.model.execution.dtype.name,
+        "gmacs": vit.gmacs,
     }

@@ -1,5 +1,6 @@
 """Inputs and outputs of an exported program: logits, features, or vectors."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,52 +16,57 @@ from imagepiece_jax.models.vit import ViT, final_norm
 OUTPUT_CHOICES = ("logits", "features", "patches")
 
 
+@dataclasses.dataclass(eq=False)
 class ProgramInterface:
-    """Input and outputs of the program of a `model`, in the order of `output_names`.
+    """The input and the outputs of the program of a Pretrained's model.
 
-    channels_first: input [batch, 3, H, W]; else [batch, H, W, 3]
     output: "logits" (pooled vectors of a model without classes), "features" (the pooled
         vector, patches, prefix tokens, and a mask of dropped patches) or "patches"
         (only a feature per patch)
+    batch_size: images per call; None: any number
+    takes_pixels: uint8 images, normalized by the program; else float32
+    channels_first: images are [batch, 3, H, W]; else [batch, H, W, 3]
     """
 
-    input_name = "images"
-    channels_first = False
+    vit: Pretrained
+    output: str = "logits"
+    batch_size: int | None = None
+    takes_pixels: bool = False
+    input_name: str = "images"
+    channels_first: bool = False
 
-    def __init__(self, vit: Pretrained, output: str = "logits") -> None:
-        check_choice("output", output, OUTPUT_CHOICES)
-        self.model = vit.model
-        self.has_features = output != "logits"
-        self.output_names = ["logits" if self.model.config.num_classes else "pooled"]
-        if output == "features":
-            self.output_names = ["pooled", "patches", "prefix", "dropped"]
-            if not self.model.config.arch.prefix:  # its array would have no elements
-                self.output_names.remove("prefix")
-        elif output == "patches":
-            self.output_names = ["patches"]
+    def __post_init__(self) -> None:
+        check_choice("output", self.output, OUTPUT_CHOICES)
 
-    def input_spec(
-        self, batch_size: int | None = None, takes_pixels: bool = False
-    ) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of the program's images.
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs, in order."""
+        if self.output == "logits":
+            return ["logits" if self.vit.config.num_classes else "pooled"]
+        if self.output == "patches":
+            return ["patches"]
+        names = ["pooled", "patches", "prefix", "dropped"]
+        if not self.vit.config.arch.prefix:  # its array would have no elements
+            names.remove("prefix")
+        return names
 
-        batch_size: images per call; None: any number
-        takes_pixels: uint8 images, normalized by the program; else float32
-        """
-        batch: Any = batch_size
+    @property
+    def input_spec(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the program's images."""
+        batch: Any = self.batch_size
         if batch is None:
             (batch,) = jax.export.symbolic_shape("batch")
-        sides = image_sides(self.model.config.image_size)
+        sides = image_sides(self.vit.image_size)
         shape = (batch, 3, *sides) if self.channels_first else (batch, *sides, 3)
-        dtype = "uint8" if takes_pixels else "float32"
+        dtype = "uint8" if self.takes_pixels else "float32"
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
     def make_forward_function(self, model: ViT) -> Callable:
-        """Return a function (variables, images) -> tuple of arrays, one per name.
+        """Return a function (variables, images) -> tuple of arrays, one per output.
 
-        model: the model in its exported form
+        model: the model, prepared for the format
         """
-        if not self.has_features:
+        if self.output == "logits":
             run_model = optimize.make_logits_function(model)
             return lambda variables, images: (run_model(variables, images),)
         run_model = features.make_features_function(model)
@@ -72,6 +78,7 @@ class ProgramInterface:
         return compute_arrays
 
 
+@dataclasses.dataclass(eq=False)
 class TowerInterface(ProgramInterface):
     """The arrays of a visual tower, with the names its loading program expects.
 
@@ -81,25 +88,15 @@ class TowerInterface(ProgramInterface):
         CLIP before it) and "logits"
     """
 
-    def __init__(
-        self,
-        vit: Pretrained,
-        input_name: str,
-        array_of_output: dict[str, str],
-        takes_pixels: bool,
-    ) -> None:
-        self.model = vit.model
-        self.input_name = input_name
-        self.channels_first = not takes_pixels
-        self.output_names = [*array_of_output]
-        self.array_names = [*array_of_output.values()]
+    array_of_output: dict[str, str] = dataclasses.field(kw_only=True)
+
+    @property
+    def output_names(self) -> list[str]:
+        return [*self.array_of_output]
 
     def make_forward_function(self, model: ViT) -> Callable:
-        """Like `ProgramInterface.make_forward_function`.
-
-        Float images are [batch, 3, H, W], uint8 images [batch, H, W, 3].
-        """
-        has_tokens = "last_hidden_state" in self.array_names
+        array_names = [*self.array_of_output.values()]
+        has_tokens = "last_hidden_state" in array_names
         model = model.with_execution(head_only=not has_tokens)
 
         def compute_arrays(variables, images):
@@ -119,6 +116,6 @@ class TowerInterface(ProgramInterface):
                 "pooler_output": outputs.pooled,
                 "last_hidden_state": tokens,
             }
-            return tuple(arrays_by_name[name] for name in self.array_names)
+            return tuple(arrays_by_name[name] for name in array_names)
 
         return compute_arrays

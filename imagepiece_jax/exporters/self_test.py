@@ -10,7 +10,6 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference import optimize, size_direction
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import ExportedProgram
 
 PHOTOGRAPH = "panda.jpg"
@@ -22,11 +21,12 @@ NUM_VALUES = 16
 TOLERANCES = {"float32": 1e-3, "float16": 0.05, "int8": 0.5}
 
 
-def expected_facts(vit: Pretrained, interface: ProgramInterface, dtype: str) -> dict:
+def expected_facts(interface: ProgramInterface, dtype: str) -> dict:
     """Compute the first outputs for the photograph in JAX, in float32, as JSON values.
 
     dtype: of the file
     """
+    vit = interface.vit
     model = vit.with_default_execution().model
     model, variables = optimize.fold_and_cast(model, vit.variables)
     pixels = _read_photograph(vit.preprocessing)

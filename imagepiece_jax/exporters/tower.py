@@ -37,8 +37,8 @@ class ProgramLayout:
 
     outputs: {name of an output: array of TowerInterface}
     files: {path in the folder: JSON value}
-    graph: path of the graph in the folder; {dtype} is an entry of DTYPE_SUFFIXES, for
-        programs that choose a type by the file's name
+    graph: path of the graph in the folder; {name} is optimum's for the model, {dtype}
+        an entry of DTYPE_SUFFIXES, for programs that choose a type by the file's name
     image: name of the graph's input
     takes_classes: the program also takes logits, of which it computes a softmax
     crops: modes of Preprocessing in which the program resizes beyond the image size,
@@ -48,7 +48,7 @@ class ProgramLayout:
 
     outputs: Callable[[Pretrained], dict[str, str]]
     files: Callable[[Pretrained], dict[str, Any]]
-    graph: Callable[[Pretrained], str]
+    graph: str
     image: str = "pixel_values"
     takes_classes: bool = False
     crops: tuple[str, ...] = CROP_MODES
@@ -59,15 +59,18 @@ def find_graph_file(
     folder: pathlib.Path, layout: str, vit: Pretrained, dtype: str = "float32"
 ) -> pathlib.Path:
     """Path of the graph in a layout's folder."""
-    graph_path = PROGRAM_LAYOUTS[layout].graph(vit)
-    return folder / graph_path.format(dtype=DTYPE_SUFFIXES[dtype])
+    name = "vision_model" if is_image_text_tower(vit) else "model"
+    graph_path = PROGRAM_LAYOUTS[layout].graph
+    return folder / graph_path.format(name=name, dtype=DTYPE_SUFFIXES[dtype])
 
 
-def make_interface(vit: Pretrained, layout: str, takes_pixels: bool) -> TowerInterface:
+def make_interface(
+    vit: Pretrained, layout: str, batch_size: int | None, takes_pixels: bool
+) -> TowerInterface:
     """Make the input and outputs of a layout's graph.
 
-    takes_pixels: uint8 images [batch, H, W, 3]; else floats [batch, 3, H, W],
-        normalized by the loading program
+    batch_size, takes_pixels: as in ProgramInterface. Floats are normalized by the
+        loading program.
     Raises InputError for images or a head that the program does not take.
     """
     program_layout = PROGRAM_LAYOUTS[layout]
@@ -90,8 +93,14 @@ def make_interface(vit: Pretrained, layout: str, takes_pixels: bool) -> TowerInt
         (vit.config.arch.pool == "none", "pool is 'none': no image vector"),
         (takes_floats, f"pixels is for immich; {layout} normalizes images itself"),
     )
-    outputs = program_layout.outputs(vit)
-    return TowerInterface(vit, program_layout.image, outputs, takes_pixels)
+    return TowerInterface(
+        vit,
+        batch_size=batch_size,
+        takes_pixels=takes_pixels,
+        input_name=program_layout.image,
+        channels_first=not takes_pixels,
+        array_of_output=program_layout.outputs(vit),
+    )
 
 
 def check_layout_folder(
@@ -220,7 +229,7 @@ PROGRAM_LAYOUTS = {
     "immich": ProgramLayout(
         outputs=lambda vit: {"embedding": "embedding"},
         files=lambda vit: {"visual/preprocess_cfg.json": open_clip_fields(vit)},
-        graph=lambda vit: "visual/model.onnx",
+        graph="visual/model.onnx",
         image="image",
         crops=(),
         takes_pixels=True,
@@ -231,16 +240,12 @@ PROGRAM_LAYOUTS = {
             PREPROCESSOR_FILE: processor_fields(vit),
             CONFIG_FILE: transformers_config_fields(vit),
         },
-        graph=lambda vit: (
-            "onnx/vision_model{dtype}.onnx"
-            if is_image_text_tower(vit)  # optimum's name for image-text models
-            else "onnx/model{dtype}.onnx"
-        ),
+        graph="onnx/{name}{dtype}.onnx",
         takes_classes=True,
     ),
     "fastembed": ProgramLayout(
         outputs=lambda vit: {"image_embeds": "image_embeds"},
         files=lambda vit: {PREPROCESSOR_FILE: processor_fields(vit)},
-        graph=lambda vit: "model.onnx",
+        graph="model.onnx",
     ),
 }

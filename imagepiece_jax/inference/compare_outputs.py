@@ -55,12 +55,12 @@ def measure_fidelity(
     """
     is_single = dense_outputs.shape[1] == 1  # which has no direction
     is_number = not has_classes and (has_classes is None or is_single)
-    needed_outputs = [outputs, dense_outputs] if is_number else dense_outputs
-    if not np.isfinite(needed_outputs).all():
+    is_usable = np.isfinite(dense_outputs).all()
+    if not is_usable or (is_number and not np.isfinite(outputs).all()):
         raise InputError("the model's outputs are not finite for all images")
     own_rows = unit_rows(outputs)
-    is_finite = own_rows.any(1)  # zeros stand for NaN
     dense_rows = unit_rows(dense_outputs)
+    is_finite = own_rows.any(1)  # zeros stand for NaN
     metrics: dict[str, Any] = {}
     if has_classes:
         is_same = outputs.argmax(1) == dense_outputs.argmax(1)
@@ -100,10 +100,11 @@ def measure_fidelities(
     has_classes: as in `measure_fidelity`
     """
     dense_outputs = outputs_by_row["dense"]
-    shuffled_row = {SHUFFLED_CONTROL: shuffle_outputs(dense_outputs)}
+    shuffled_outputs = shuffle_outputs(dense_outputs)
+    all_outputs = {**outputs_by_row, SHUFFLED_CONTROL: shuffled_outputs}
     return {
         name: measure_fidelity(outputs, dense_outputs, has_classes)
-        for name, outputs in {**outputs_by_row, **shuffled_row}.items()
+        for name, outputs in all_outputs.items()
     }
 
 

@@ -29,7 +29,6 @@ from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.state import Masking
 
 FILL_CHOICES = ("nearest", "last", "zero", "class")
-FILE_BATCH_SIZE = 64
 
 Norm = Callable[[jax.Array], jax.Array]
 
@@ -37,7 +36,7 @@ Norm = Callable[[jax.Array], jax.Array]
 class Layer(NamedTuple):
     """Patch features after one block."""
 
-    patches: jax.Array  # [B, h, w, D], or [B, h w, D] without `reshape`
+    patches: jax.Array  # [B, h, w, D]
     prefix: jax.Array  # [B, P, D]: class, distillation and register tokens
     dropped: jax.Array  # [B, h, w] bool: dropped in this block or before
 
@@ -59,7 +58,6 @@ def features(
     *,
     layers: int | Sequence[int] = (),
     norm: bool = True,
-    reshape: bool = True,
     fill: str = "nearest",
 ) -> Features:
     """Compute image features with a model, with any reduction or none.
@@ -68,22 +66,14 @@ def features(
 
     images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
         which is normalized here; or anything `Predictor` takes (paths, PIL images, a
-        folder, ..), which `vit.preprocessing` crops. More than 64 files are computed
-        in batches, and their features are NumPy arrays
+        folder, ..), which `vit.preprocessing` crops. All are computed at once
     layers: number of last blocks, or block indices from 0
     norm: whether `layers` get the final norm
-    reshape: return patches as a grid [h, w] instead of a list
     fill: feature of a dropped patch: "nearest", the most similar kept token's; "last",
         its own when it was dropped; "zero"; or "class", the class token's
     Source: `layers` as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     check_loaded(vit)
-    options = {"layers": layers, "norm": norm, "reshape": reshape, "fill": fill}
-    if isinstance(images, pictures.AnyPath):
-        images, _ = pictures.list_pictures(images)
-    is_long = isinstance(images, list | tuple) and len(images) > FILE_BATCH_SIZE
-    if is_long and all(isinstance(image, pictures.AnyPath) for image in images):
-        return _batched_features(vit, [*images], options)
     model = vit.model
     blocks = layers
     if not np.iterable(layers):
@@ -92,7 +82,7 @@ def features(
     blocks = tuple(np.asarray(blocks).tolist())
     for block in blocks:
         check_range("layers", block, 0, model.depth - 1, whole=True)
-    check_fill(fill, model.config.arch.class_token)
+    _check_fill(fill, model.config.arch.class_token)
     xla_options.check_dtype(model.execution.dtype.name)
     images = pictures.as_batch(images, vit.preprocessing)
     normalize.check_images(images, vit.image_size, takes_pixels=True)
@@ -103,23 +93,7 @@ def features(
         variables = vit.device_variables
     # Only a setting's first call compiles; later calls just start the program.
     with announced_work("compiling the features"):
-        extract_options = (blocks, norm, reshape, fill)
-        return _extract_features(variables, images, model, extract_options)
-
-
-def _batched_features(vit, files, options):
-    """Compute features for files in batches, as NumPy arrays.
-
-    options: keyword arguments of `features`
-    """
-    num_files = len(files)
-    # Copies of the last file fill the last batch, so that one program serves all.
-    files = [*files, *files[-1:] * (-num_files % FILE_BATCH_SIZE)]
-    batches = []
-    for start in range(0, num_files, FILE_BATCH_SIZE):
-        batch = features(vit, files[start : start + FILE_BATCH_SIZE], **options)
-        batches.append(jax.device_get(batch))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num_files], *batches)
+        return _extract_features(variables, images, model, (blocks, norm, fill))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -129,11 +103,7 @@ def _extract_features(variables, images, model, options):
 
 
 def make_features_function(
-    model: ViT,
-    blocks: Sequence[int] = (),
-    norm: bool = True,
-    reshape: bool = True,
-    fill: str = "nearest",
+    model: ViT, blocks: Sequence[int] = (), norm: bool = True, fill: str = "nearest"
 ) -> Callable[[Mapping[str, Any], jax.Array], Features]:
     """Return a function: (variables, images) -> Features, with `features`' options.
 
@@ -143,22 +113,17 @@ def make_features_function(
     def extract(variables, images):
         images = model.config.as_normalized(images)
         outputs = model.apply(variables, images, with_states=True)
-        grid = model.config.grid
         last_norm = final_norm(model, variables)
         # Reduction steps up to every block: the index of its path in `paths`.
         step_counts = np.cumsum([bool(layer.counts) for layer in model.plan])
-        check_outputs(outputs)
+        _check_outputs(outputs)
         paths = follow_patches(outputs.results, outputs.reducer_inputs, fill)
 
         @functools.cache  # the last block may be among `blocks`, too
         def layer_features(block, block_norm):
             path = paths[step_counts[block]]
-            state = outputs.states[block]
-            prefix, patches, is_dropped = _patch_features(state, path, fill, block_norm)
-            if reshape:
-                patches = patches.reshape(-1, *grid, *patches.shape[2:])
-                is_dropped = is_dropped.reshape(-1, *grid, *is_dropped.shape[2:])
-            return Layer(patches, prefix, is_dropped)
+            layer = _patch_features(outputs.states[block], path, fill, block_norm)
+            return _as_maps(layer, model.config.grid)
 
         final_layer = layer_features(model.depth - 1, last_norm)
         layer_norm = last_norm if norm else None
@@ -187,15 +152,20 @@ def feature_map(
         grows from block to block
     Raises InputError for outputs of masked training.
     """
-    check_fill(fill, outputs.state.num_prefix > 0)
-    check_outputs(outputs)
+    _check_fill(fill, outputs.state.num_prefix > 0)
+    _check_outputs(outputs)
     path = follow_patches(outputs.results, outputs.reducer_inputs, fill)[-1]
-    _, patches, _ = _patch_features(outputs.state, path, fill, norm)
-    return patches.reshape(patches.shape[0], *grid, patches.shape[2])
+    return _as_maps(_patch_features(outputs.state, path, fill, norm), grid).patches
+
+
+def _as_maps(layer, grid):
+    """A Layer of maps [B, h, w, ..] from a Layer of lists [B, h w, ..]."""
+    patches = layer.patches.reshape(-1, *grid, layer.patches.shape[2])
+    return Layer(patches, layer.prefix, layer.dropped.reshape(-1, *grid))
 
 
 def _patch_features(state, path, fill, norm):
-    """Map tokens to (prefix, patch features, mask of dropped patches)."""
+    """Map a state's tokens to a Layer with lists of patches."""
     prefix, vectors = jnp.split(state.x, [state.num_prefix], axis=1)
     # Walk from the tokens back to the patches: one turn per soft reduction on the way.
     while True:
@@ -222,15 +192,15 @@ def _patch_features(state, path, fill, norm):
         prefix, vectors = jnp.split(normalized_tokens, [state.num_prefix], axis=1)
     if fill == "zero":
         vectors = jnp.where(is_dropped[..., None], 0, vectors)
-    return prefix, vectors, is_dropped
+    return Layer(vectors, prefix, is_dropped)
 
 
-def check_outputs(outputs: Outputs) -> None:
+def _check_outputs(outputs):
     has_masks = any(isinstance(result, Masking) for result in outputs.results)
     if outputs.state.mask is not None or has_masks:
         raise InputError("outputs come from masked training")
 
 
-def check_fill(fill: str, has_class_token: bool) -> None:
+def _check_fill(fill, has_class_token):
     choices = FILL_CHOICES if has_class_token else FILL_CHOICES[:-1]
     check_choice("fill", fill, choices)

@@ -6,7 +6,6 @@ Results change only by rounding, except for three defaults on GPUs: tanh GELU
 (`default_reductions`).
 """
 
-import contextlib
 import dataclasses
 import functools
 import time
@@ -17,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
-from jaxtyping import Array, Shaped
 
 from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice, check_range
@@ -32,8 +30,7 @@ from imagepiece_jax.kernels.attention import ATTENTION_BACKENDS, resolve_backend
 from imagepiece_jax.kernels.size_direction import SIZE_ENCODINGS
 from imagepiece_jax.models import layers
 from imagepiece_jax.models.architecture import GELU_KINDS
-from imagepiece_jax.models.config import ViTConfig
-from imagepiece_jax.models.cost import dead_macs, model_macs
+from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 
@@ -64,10 +61,8 @@ class Program:
     compiled: jax.stages.Compiled  # (arguments, images) -> logits
     input_spec: jax.ShapeDtypeStruct  # shape and dtype of a full batch of images
     device: jax.Device
-    options: Mapping  # XLA's options
     reductions: str  # one of REDUCTION_MODES
     compile_seconds: float
-    own_gelu: str  # the model's GELU before `optimize`
     # Whether the range of float images was checked. Later calls skip the check, which
     # takes longer than starting the program.
     is_range_checked: bool = dataclasses.field(default=False, init=False)
@@ -80,11 +75,6 @@ class Program:
     def gmacs(self) -> float:
         """Per image."""
         return model_macs(self.model) / 1e9
-
-    @property
-    def memory(self) -> Any:
-        """XLA's memory analysis, such as `memory.temp_size_in_bytes`."""
-        return self.compiled.memory_analysis()
 
     @parallel.without_mesh
     def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
@@ -101,9 +91,7 @@ class Program:
             takes_floats = spec.dtype != jnp.uint8
             normalize.check_images(images, sides, takes_floats, takes_pixels=True)
         num_images = images.shape[0]
-        if num_images > self.batch_size:
-            size = f"batch_size is {self.batch_size}"
-            raise InputError(f"images has {num_images}, {size}")
+        check_range("number of images", num_images, most=self.batch_size)
         if not self.is_range_checked and images.dtype != np.uint8:
             stats = self.model.config.mean, self.model.config.std
             # 3: `without_mesh` stands between this call and the user's.
@@ -119,58 +107,27 @@ class Program:
         # The executable copies NumPy images itself, in a fifth of device_put's time.
         if not (fits_spec and (is_on_device or isinstance(images, np.ndarray))):
             images = jax.device_put(images, self.device)
-            images = fit_images(images, self.batch_size, spec.dtype, self.model.config)
+            images = _fit_images(images, self.batch_size, spec.dtype, self.model.config)
         logits = self.compiled(self.arguments, images)
         if num_missing:
             logits = jax.lax.slice_in_dim(logits, 0, num_images)
         return logits
 
     def __repr__(self) -> str:
-        return f"<Program: {self.summary()}>"
-
-    def summary(self) -> str:
-        """Describe the model, its cost and its compilation in a few lines."""
-        batch, height, width, _ = self.input_spec.shape
-        dtype = self.input_spec.dtype
-        model = self.model
-        dtype_text = str(dtype)
-        if dtype == jnp.uint8:
-            dtype_text = f"{dtype} (less {model.config.mean}, over {model.config.std})"
-        gelu_text = f"{model.config.arch.gelu} GELU"
-        if not model.config.arch.has_gelu:
-            gelu_text = "no GELU"
-        elif model.config.arch.gelu != self.own_gelu:
-            gelu_text = f"{gelu_text} in place of {self.own_gelu}"
-        token_sizes_text = ""
-        if size_direction.has_sizes(model):
-            token_sizes_text = f", sizes by a {model.execution.size_encoding}"
-        argument_megabytes = self.memory.argument_size_in_bytes / 1e6
-        working_megabytes = self.memory.temp_size_in_bytes / 1e6
-        option_texts = [f"{name}={value}" for name, value in self.options.items()]
+        config = self.model.config
+        execution = self.model.execution
+        images = counted_noun(self.batch_size, "image")
         return (
-            f"{counted_noun(batch, 'image')} of {size_text((height, width))}, "
-            f"{dtype_text}, on {self.device}\n"
-            f"{model.plan[0].attn_tokens} to {model.plan[-1].mlp_tokens} tokens, "
-            f"{self.gmacs:.3f} GMACs an image, "
-            f"{dead_macs(model) / 1e9:.3f} of them not computed\n"
-            f"{model.execution.dtype.name}, {gelu_text}, "
-            f"{model.execution.attention_impl} attention, {model.config.stem} stem, "
-            f"folded{token_sizes_text}\n"
-            f"compiled in {self.compile_seconds:.1f} s; "
-            f"{argument_megabytes:.0f} MB of weights and images, "
-            f"{working_megabytes:.0f} MB to work in\n"
-            f"{self.reductions} reductions, compiler options: "
-            f"{', '.join(option_texts) or 'none'}"
+            f"<Program: {images} of {size_text(config.image_size)}, "
+            f"{self.input_spec.dtype}, on {self.device}; {self.gmacs:.3f} GMACs each, "
+            f"{execution.dtype.name}, {config.arch.gelu} GELU, "
+            f"{execution.attention_impl} attention, sizes by a "
+            f"{execution.size_encoding}, {self.reductions} reductions>"
         )
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def fit_images(
-    images: Shaped[Array, "batch height width channels"],
-    batch_size: int,
-    dtype: np.dtype,
-    config: ViTConfig,
-) -> Shaped[Array, "{batch_size} height width channels"]:
+def _fit_images(images, batch_size, dtype, config):
     """Pad images, cast them, and normalize them for a program of floats."""
     num_missing = batch_size - images.shape[0]
     images = jnp.pad(images, ((0, num_missing), (0, 0), (0, 0), (0, 0)))
@@ -185,12 +142,7 @@ def find_device(device: jax.Device | str | None) -> jax.Device:
         return jax.local_devices()[0]
     if isinstance(device, jax.Device):
         return device
-    platform, _, index = str(device).lower().partition(":")
-    with contextlib.suppress(RuntimeError, IndexError, ValueError):
-        return jax.local_devices(backend=platform or "none")[int(index or 0)]
-    known_devices = *jax.local_devices(), *jax.devices("cpu")
-    platforms = sorted({known_device.platform for known_device in known_devices})
-    raise InputError(f"device is {device!r}; the platforms are {', '.join(platforms)}")
+    return jax.local_devices(backend=device)[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,8 +161,8 @@ class ProgramOptions:
         equal decisions except near ties. None: "fast" in 16-bit dtypes on GPUs
     pixels: take uint8 images and normalize them on the device, which copies a quarter
         of the bytes
-    device: a jax.Device, or a platform such as "cpu", "cuda" or "cuda:1"; None: the
-        process's first device
+    device: a jax.Device, or a platform such as "cpu" or "cuda", of which it is the
+        first device; None: the process's first device
     compiler_options: XLA options that override common.xla_options
     """
 
@@ -261,9 +213,10 @@ def make_program_compiler(
     if uses_size_direction(model, options.sizes):
         directions = size_direction.find_directions(vit)
         model, variables = size_direction.fold_sizes(model, variables, directions)
+    gelu = options.gelu or default_gelu(model, device)
+    model = model.clone(config=model.config.with_arch(gelu=gelu))
     with jax.default_device(device):
-        gelu = options.gelu or default_gelu(model, device)
-        model, weights = fold_and_cast(model, variables, device, gelu)
+        model, weights = fold_and_cast(model, variables, device)
     weights = jax.device_put(weights, device)
     reductions = options.reductions or default_reductions(model, device)
     compute_logits = make_logits_function(model, reductions)
@@ -299,10 +252,8 @@ def make_program_compiler(
             compiled=executable,
             input_spec=input_spec,
             device=device,
-            options=xla,
             reductions=reductions,
             compile_seconds=time.perf_counter() - start_time,
-            own_gelu=vit.model.config.arch.gelu,
         )
 
     return compile_batch
@@ -362,30 +313,21 @@ def default_reductions(model: ViT, device: jax.Device) -> str:
     return "fast" if is_16_bit_on_gpu(model, device) else "exact"
 
 
-def count_joined_pixels(model: ViT, device: jax.Device) -> int:
-    """Count the pixels a stem reads at once (`folded_stem.fold_stem`)."""
-    if model.config.stem == "conv" and is_16_bit_on_gpu(model, device):
-        return min(MAX_JOINED_PIXELS, model.config.patch_size)
-    return 1
-
-
 def fold_and_cast(
-    model: ViT,
-    variables: Mapping[str, Any],
-    device: jax.Device | None = None,
-    gelu: str | None = None,
+    model: ViT, variables: Mapping[str, Any], device: jax.Device | None = None
 ) -> tuple[ViT, dict[str, Any]]:
     """Return (model, variables) for compilation: stem folded, weights in its dtype.
 
     The parts in FLOAT32_PREFIXES and `Execution.float32_parts` stay float32.
 
     device: decides how many pixels the stem reads at once; None: 1
-    gelu: None: the model's
     """
     # Traceable: tools/compile_only.py takes the shapes with `jax.eval_shape`.
     params = dict(variables["params"])
     if not model.execution.folded:
-        num_joined_pixels = count_joined_pixels(model, device) if device else 1
+        num_joined_pixels = 1
+        if device and model.config.stem == "conv" and is_16_bit_on_gpu(model, device):
+            num_joined_pixels = min(MAX_JOINED_PIXELS, model.config.patch_size)
         batch_stats = variables.get("batch_stats", {}).get("patch_embed", {})
         params["patch_embed"] = folded_stem.fold_stem(
             params["patch_embed"], batch_stats, layers.NORM_EPSILON, num_joined_pixels
@@ -401,8 +343,7 @@ def fold_and_cast(
         return jnp.asarray(jax.device_put(param), param_dtype)
 
     params = jax.tree_util.tree_map_with_path(cast_param, params)
-    config = model.config.with_arch(gelu=gelu or model.config.arch.gelu)
-    return model.clone(config=config), {"params": params}
+    return model, {"params": params}
 
 
 def make_logits_function(

@@ -7,13 +7,13 @@ use least, and its keys carry log(size) there. For inference only.
 
 import functools
 import pathlib
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, UInt8
 
 from imagepiece_jax.common.image_size import ImageSize
 from imagepiece_jax.common.progress import announced_work
@@ -58,12 +58,11 @@ def refusal_reason(model: ViT) -> str | None:
 
 
 def find_directions(
-    vit: Pretrained,
-    images: Shaped[np.ndarray, "batch height width channels"] | None = None,
+    vit: Pretrained, images: Any = None
 ) -> Float[np.ndarray, "blocks heads head_dim"]:
     """Find, for every head, the direction its logits use least, a unit vector.
 
-    images: uint8 or normalized; None: this package's eight photographs
+    images: [B, H, W, 3], uint8 or normalized; None: this package's eight photographs
     """
     if images is None:
         images = sample_photographs(vit.image_size)
@@ -71,7 +70,7 @@ def find_directions(
     dense_model = vit.reduced_model(None).with_execution(**exact)
     with announced_work("finding the directions of sizes"):
         # pyrefly: ignore[bad-argument-type]  # flax modules have a hash
-        moments = jax.device_get(compile_moments(dense_model)(vit.variables, images))
+        moments = jax.device_get(_compute_moments(dense_model, vit.variables, images))
     block_directions = []
     for index, (query_moments, key_moments) in enumerate(moments):
         if not np.isfinite([query_moments, key_moments]).all():
@@ -88,45 +87,36 @@ def sample_photographs(image_size: ImageSize) -> UInt8[np.ndarray, "8 height wid
     return np.asarray(pictures.as_batch(files, preprocessing))
 
 
-@functools.lru_cache(maxsize=2)
-def compile_moments(model: ViT) -> Callable[[Any, jax.Array], list]:
-    """Compile (variables, images) -> [(C_q, C_k) per block], [H, d, d] float32."""
+@functools.partial(jax.jit, static_argnums=0)
+def _compute_moments(model, variables, images):
+    """Second moments (C_q, C_k) of each block's queries and keys, [H, d, d] float32."""
+    block_moments = []
 
-    def moments(variables, images):
-        block_moments = []
+    def append_moments(call, args, kwargs, context):
+        projections = call(*args, **kwargs)
+        is_attention = isinstance(context.module, Attention)
+        if is_attention and context.method_name == Attention.project_heads.__name__:
+            has_class_token = model.config.arch.class_token
+            query, key = projections.query, projections.key
+            block_moments.append(second_moments(query, key, has_class_token))
+        return projections
 
-        def append_moments(call, args, kwargs, context):
-            projections = call(*args, **kwargs)
-            is_attention = isinstance(context.module, Attention)
-            if is_attention and context.method_name == Attention.project_heads.__name__:
-                has_class_token = model.config.arch.class_token
-                query, key = projections.query, projections.key
-                block_moments.append(second_moments(query, key, has_class_token))
-            return projections
-
-        images = model.config.as_normalized(images)
-        exact_products = jax.default_matmul_precision("highest")
-        with nn.intercept_methods(append_moments), exact_products:
-            model.apply(variables, images)
-        return block_moments
-
-    return jax.jit(moments)
+    images = model.config.as_normalized(images)
+    exact_products = jax.default_matmul_precision("highest")
+    with nn.intercept_methods(append_moments), exact_products:
+        model.apply(variables, images)
+    return block_moments
 
 
 def fold_sizes(
-    model: ViT,
-    variables: Mapping[str, Any],
-    directions: Float[np.ndarray, "blocks heads head_dim"],
-    blocks: Container[int] | None = None,
+    model: ViT, variables: Mapping[str, Any], directions: Any
 ) -> tuple[ViT, dict[str, Any]]:
     """Return (model, variables) whose keys carry the sizes in `directions`.
 
-    blocks: indices of the blocks that give up a direction; None: `sized_blocks`, so
-        all other blocks compute as before
+    directions: [blocks, heads, head_dim]; blocks without sizes compute as before
     """
     params = dict(variables["params"])
-    if blocks is None:
-        blocks = sized_blocks(model)
+    blocks = sized_blocks(model)
     for index, direction in enumerate(directions):
         if index not in blocks:
             direction = np.zeros_like(direction)

@@ -7,7 +7,8 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.commands import benchmark, describe, evaluate, export
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.exporters import onnx_model, program_facts
+from imagepiece_jax.exporters import onnx_format, program_facts
+from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
@@ -30,7 +31,7 @@ def test_facts_describe_images_and_logits(problem_type, activation):
     vit = tiny_vit.with_problem_type(vit, problem_type).with_preprocessing(
         **vars(prepared)
     )
-    facts = program_facts.collect_facts(vit)
+    facts = program_facts.collect_facts(ProgramInterface(vit))
     assert (facts["problem_type"], facts["activation"]) == (problem_type, activation)
     crop = dict(facts["preprocessing"])
     del crop["image_size"]
@@ -50,7 +51,7 @@ def test_large_weights_are_beside_an_onnx_file_and_named(
         return json.loads(facts_file.read_text()).get("external_data"), ended.out
 
     with monkeypatch.context() as patch:
-        patch.setattr(onnx_model, "MAX_PROTOBUF_BYTES", 20_000)
+        patch.setattr(onnx_format, "MAX_PROTOBUF_BYTES", 20_000)
         name, printed = run_export()
         assert f"{out} and {tmp_path / name}" in printed
         pixels = np.zeros((1, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)

@@ -8,6 +8,7 @@ import imagepiece_jax
 from imagepiece_jax.commands import predict, visualize
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.exporters import program_facts
+from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.create import create_model
@@ -76,6 +77,6 @@ def test_public_weights_name_their_classes(panda, tmp_path, monkeypatch):
     vit = imagepiece_jax.load(panda / "test_vit.npz")
     saved = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
     assert saved.class_names == vit.class_names
-    facts = program_facts.collect_facts(saved)
+    facts = program_facts.collect_facts(ProgramInterface(saved))
     assert facts["class_names"][388] == "giant panda"
     assert facts["classes"] == 1000

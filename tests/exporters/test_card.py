@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax import recover
 from imagepiece_jax.commands import export
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import RunError
@@ -17,7 +16,7 @@ from imagepiece_jax.exporters import card
 from imagepiece_jax.inference.compare_outputs import IMAGE_CONTROLS, measure_fidelity
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.recovery.recovery_images import split_images
-from tests.exporters.test_tower import clip
+from tests.exporters.test_tower import clip, read_files
 from tests.helpers import made_up_recoveries, small_photographs, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import call
@@ -35,12 +34,6 @@ CARD["fidelity"] = {
 
 FACTS = {"dtype": "float32", "float32_parts": [], "activation": "softmax"}
 FACTS["input"] = {"name": "images", "shape": [1, 8, 8, 3], "dtype": "float32"}
-
-
-def page_of(vit):
-    return card.format_card_page(
-        {"m.onnx": FACTS | {"card": card.card_facts(vit) | CARD}}
-    )
 
 
 def run_by_hand(file, facts, pixels):
@@ -118,19 +111,13 @@ def test_images_must_leave_some_to_compare(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
     out = tmp_path / "m.onnx"
     copies = np.repeat(small_photographs.draw(2), 20, axis=0)
-    for images, word in ((small_photographs.draw(9), "9"), (copies, "2")):
-        with refused("images", word):
-            imagepiece_jax.export(vit, out, dtype="int8", images=images)
+    with refused("images", "2"):
+        imagepiece_jax.export(vit, out, dtype="int8", images=copies)
     with refused("int8", "--images"):
         imagepiece_jax.export(vit, out, dtype="int8")
     with refused("dtype", "bfloat16"):
         imagepiece_jax.export(vit, out, dtype="bfloat16")
-    folder = small_photographs.write_photographs(tmp_path / "photos", 30)
-    for file in folder.iterdir():
-        file.write_bytes(file.read_bytes()[:40])
-    with refused("images"):
-        imagepiece_jax.export(vit, out, dtype="int8", images=folder)
-    assert {*tmp_path.iterdir()} == {folder}
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_page_has_a_section_for_every_file(tmp_path):
@@ -161,7 +148,7 @@ def test_a_failed_export_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     pixels = small_photographs.draw(30)
     options = {"layout": "transformers", "images": pixels}
     imagepiece_jax.export(vit, tmp_path / "out", **options)
-    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    before = read_files(tmp_path)
     assert len(before) == 5  # graph, JSON, page and the layout's two
 
     def fail(*args):
@@ -170,27 +157,24 @@ def test_a_failed_export_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(card, "write_card_page", fail)
     with pytest.raises(RunError, match=r"model\.onnx cannot be written \(No space"):
         imagepiece_jax.export(vit.with_reduction(None), tmp_path / "out", **options)
-    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+    assert read_files(tmp_path) == before
 
 
-LICENSES = ["apache-2.0", "CC BY-NC 4.0: see LICENSE", "[a, b]", "a # b", "Two\nlines"]
-
-
-@pytest.mark.parametrize("license", [*LICENSES, "no", "1.0", '"é" 雪'])
+@pytest.mark.parametrize("license", ["CC BY: see #4", "[a]", "Two\nlines", "no", '"é"'])
 def test_yaml_reads_the_license_as_it_is(license):
     yaml = pytest.importorskip("yaml")
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
     origin = dataclasses.replace(vit.origin, license=license)
     vit = dataclasses.replace(vit, origin=origin)
-    assert yaml.safe_load(page_of(vit).split("---\n")[1])["license"] == license
+    facts = FACTS | {"card": card.card_facts(vit) | CARD}
+    page = card.format_card_page({"m.onnx": facts})
+    assert yaml.safe_load(page.split("---\n")[1])["license"] == license
 
 
 def test_images_that_recovered_the_model_are_not_compared(tmp_path):
     """New files in the folder shift the evenly spaced choice."""
     folder = small_photographs.write_photographs(tmp_path / "photos", 60)
-    vit = recover(tiny_vit.pretrained("tome:r=3", depth=1), folder, steps=1)
-    assert vit.recovery.variants[0].learned
-    vit = made_up_recoveries.recovered(vit)  # recovery counts as a success
+    vit = made_up_recoveries.recovered(tiny_vit.pretrained("tome:r=3", depth=1))
     learned = split_images(as_source(folder), 16)
     variant = dataclasses.replace(
         vit.recovery.variants[0], depth=1, learned=learned.digests
@@ -210,18 +194,6 @@ def test_images_that_recovered_the_model_are_not_compared(tmp_path):
         card.read_card_images(vit, [folder / name for name in names], False)
 
 
-def test_equal_names_in_two_folders_stay_apart(tmp_path):
-    for seed, name in enumerate("ab"):
-        small_photographs.write_photographs(tmp_path / name, 20, seed)
-    folders = [tmp_path / name for name in "ab"]
-    images = card.read_card_images(tiny_vit.pretrained("tome:r=3"), folders, False)
-    names = images.compared_names
-    assert len({*names}) == len(names)
-    assert {name.split("/")[0] for name in names} == {"a", "b"}
-    for name, pixels in zip(names, images.compared_pixels, strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), pixels)
-
-
 def test_a_projections_card_compares_vectors(tmp_path):
     out = imagepiece_jax.export(clip(), tmp_path, images=small_photographs.draw(30))
     facts = json.loads(out.with_name("model.onnx.json").read_text())
@@ -234,21 +206,8 @@ def test_unpooled_tokens_need_output_patches(tmp_path):
     """A reduced model has fewer tokens."""
     vit = tiny_vit.pretrained("tome:r=3", depth=1, num_classes=0, pool="none")
     pixels = small_photographs.draw(30)
-    for output in ("logits", "features"):
-        with refused("pool", "--output patches"):
-            imagepiece_jax.export(vit, tmp_path, images=pixels, output=output)
+    with refused("pool", "--output patches"):
+        imagepiece_jax.export(vit, tmp_path, images=pixels)
     assert not [*tmp_path.iterdir()]
     imagepiece_jax.export(vit, tmp_path, images=pixels, output="patches")
     assert (tmp_path / "README.md").exists()
-
-
-def test_damaged_images_are_left_out(tmp_path):
-    vit = tiny_vit.pretrained("tome:r=3", depth=1)
-    folder = small_photographs.write_photographs(tmp_path / "photos", 40)
-    damaged = sorted(folder.iterdir())[::3]
-    for file in damaged:
-        file.write_bytes(b"no image")
-    out = imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="int8", images=folder)
-    measured = json.loads(out.with_name("m.onnx.json").read_text())["card"]
-    assert len(measured["images"]) >= 16
-    assert not {*measured["images"]} & {file.name for file in damaged}

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.exporters import onnx_graph
-from imagepiece_jax.exporters.onnx_model import wrap_graph
 from imagepiece_jax.exporters.onnx_primitives import add_equations
 from tests.helpers.onnx_runs import random_outputs, run_onnxruntime
 from tests.helpers.refused_calls import refused
@@ -36,17 +35,10 @@ def whole_numbers(x):
         (lambda x: jnp.broadcast_to(x[:, :1, None], (3, 2, 4, 5)), [(3, 4, 5)]),
         (lambda x: whole_numbers(x), [(3, 40)]),
         (lambda x: jax.lax.div(whole_numbers(x), jnp.int32(3)), [(3, 40)]),
-        (lambda x: jax.lax.rem(whole_numbers(x), jnp.int32(3)), [(3, 40)]),
         (lambda x: jax.lax.div(whole_numbers(x), jnp.int32(-3)), [(3, 40)]),
-        (lambda x: jax.lax.rem(x, 0.3), [(3, 40)]),
-        (lambda x: whole_numbers(x) // 3 + 4 * (whole_numbers(x) % 3), [(3, 40)]),
-        (lambda x: jnp.sign(x) + jnp.maximum(x, -2 * x), [(3, 40)]),
+        (lambda x: x + jnp.maximum(x, -2 * x), [(3, 40)]),
         (lambda x: jnp.minimum(jnp.maximum(x, -0.5), 0.25), [(3, 40)]),
         (lambda x: jnp.where(x > 0, x > 1, x < -1), [(3, 40)]),
-        (
-            lambda x: jnp.argmax(whole_numbers(x), axis=1) - jnp.argmin(x, axis=1),
-            [(3, 40)],
-        ),
     ],
 )
 def test_rewritten_nodes_keep_their_values(fn, shapes):
@@ -66,7 +58,7 @@ def test_a_side_may_be_a_multiple_of_an_open_batch():
     graph = onnx_graph.Graph(entry)
     (out,) = add_equations(graph, jax.make_jaxpr(add_ones)(images), [entry])
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
-    for logits in run_onnxruntime(wrap_graph(graph.graph_proto({"logits": out})), x):
+    for logits in run_onnxruntime(graph.make_model({"logits": out}), x):
         np.testing.assert_array_equal(logits, add_ones(x))
 
 

@@ -138,18 +138,3 @@ def test_immichs_vectors_equal_features(tmp_path, pixels, reduction):
     expected = np.asarray(imagepiece_jax.features(vit, files).pooled)
     expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("mode", ["center", "squash"])
-@pytest.mark.parametrize("crop", [0.875, 1.0])
-def test_fastembed_gets_the_models_pixels(mode, crop):
-    operators = pytest.importorskip("fastembed.image.transform.operators")
-    vit = small_tower(crop=crop, crop_mode=mode)
-    prepare = operators.Compose.from_config(tower.processor_fields(vit))
-    pictures = client_pixels.odd_pictures()[1:-1]
-    arrays = prepare([*map(Image.fromarray, pictures)])
-    theirs = np.stack(arrays).transpose(0, 2, 3, 1)
-    ours = np.stack([vit.preprocessing(picture) for picture in pictures])
-    ours = imagepiece_jax.normalize(ours, vit.config.mean, vit.config.std)
-    one_level = 1 / (255 * min(vit.config.std))
-    assert np.abs(theirs - ours).max() <= 3 * ROUNDING * one_level

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.common import nodes
-from imagepiece_jax.exporters import onnx_graph
-from imagepiece_jax.exporters.onnx_model import build_onnx_model, wrap_graph
+from imagepiece_jax.exporters import onnx_format, onnx_graph
 from imagepiece_jax.exporters.onnx_primitives import add_equations
+from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.models.pretrained import Pretrained
 from tests.helpers import tiny_vit
 from tests.helpers.rounding import assert_close
@@ -23,6 +23,11 @@ IMAGEPIECE = tiny_vit.with_fields(
     tiny_vit.IMAGEPIECE, prune_blocks=(0,), merge_blocks=(1,)
 )
 EVIT = tiny_vit.with_fields(tiny_vit.EVIT, blocks=(0,))
+
+
+def build_onnx(vit, output="logits", **options):
+    """The ONNX graph of a model; `options` are fields of ProgramInterface."""
+    return onnx_format.build_graph(ProgramInterface(vit, output, **options))
 
 
 def open_session(model):
@@ -73,7 +78,7 @@ def check_graph(model, side=tiny_vit.SIDE, batch_size=None, runtimes=RUNTIMES):
     """Return the graph of `model` after comparing its logits with JAX's."""
     variables, images, expected = jax_example(model, side)
     vit = Pretrained(model, variables)
-    graph = build_onnx_model(vit, batch_size=batch_size)
+    graph = build_onnx(vit, batch_size=batch_size)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN_OPERATORS & {node.op_type for node in graph.graph.node}
     assert not nodes_with_row_constants(graph.graph)
@@ -116,7 +121,6 @@ def function_outputs(fn, *arrays):
         jaxpr = jax.make_jaxpr(lambda *args: fn(*args))(*arrays)
     (out,) = add_equations(graph, jaxpr, [entry, *constants])
     expected = tiny_vit.compiled(fn)(*arrays)
-    finished = graph.graph_proto({"logits": graph.expand(out, expected.shape)})
-    model = wrap_graph(finished)
+    model = graph.make_model({"logits": graph.expand(out, expected.shape)})
     results = run_onnxruntime(model, arrays[0]) + run_openvino(model, arrays[0])
     return expected, *results

@@ -31,10 +31,7 @@ def test_fidelity_equals_slow_counts(has_classes):
     assert fidelity["neighbors_kept"].value == pytest.approx(np.mean(kept))
     assert 0 < fidelity["neighbors_kept"].value < 100
     if has_classes:
-        agreement = [
-            near.argmax() == dense_near.argmax()
-            for near, dense_near in zip(outputs, dense, strict=True)
-        ]
+        agreement = [*map(np.argmax, outputs)] == np.argmax(dense, axis=1)
         assert fidelity["first_class"].value == pytest.approx(100 * np.mean(agreement))
     else:
         lengths = np.linalg.norm(outputs, axis=1) * np.linalg.norm(dense, axis=1)
@@ -50,16 +47,9 @@ def test_new_queries_in_an_old_index(monkeypatch, block):
     rng = np.random.default_rng(0)
     index = rng.normal(size=(30, 8))
     queries = index + 0.3 * rng.normal(size=index.shape)
-    near_queries, near_index = slow_neighbors(queries, index), slow_neighbors(index)
     unit = compare_outputs.unit_rows
     found = compare_outputs.nearest_images(unit(queries), unit(index))
-    np.testing.assert_array_equal(found, near_queries)
-    counts = [
-        len({*row} & {*index_row})
-        for row, index_row in zip(near_queries, near_index, strict=True)
-    ]
-    shared = compare_outputs.count_shared(np.array(near_queries), np.array(near_index))
-    np.testing.assert_array_equal(shared, counts)
+    np.testing.assert_array_equal(found, slow_neighbors(queries, index))
 
 
 def test_equal_outputs_agree_and_nan_does_not():
@@ -111,7 +101,7 @@ def test_an_infinite_dense_model_is_not_compared(has_classes):
         measure_fidelity(dense, infinite, has_classes)
     if has_classes is None:
         with pytest.raises(InputError, match="not finite"):
-            measure_fidelity(np.full_like(dense, np.nan), dense, None)
+            measure_fidelity(infinite, dense, None)
 
 
 def test_shuffled_outputs_are_chance():

@@ -9,7 +9,7 @@ import pytest
 
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD, Execution
+from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.pretrained import Pretrained
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
@@ -54,33 +54,24 @@ def logits(trained):
 
 
 def test_folded_norms_keep_the_logits(program, logits):
-    images = tiny_vit.images()
-    first = np.asarray(program(images))
-    np.testing.assert_allclose(first, logits, atol=2e-5)
-    np.testing.assert_array_equal(program(images), first)  # a second call
     assert "batch_stats" not in program.variables
+    for images in (tiny_vit.images(), np.asarray(tiny_vit.images())[:2]):
+        rows = np.asarray(program(images))
+        assert (rows.shape, rows.dtype) == ((len(images), tiny_vit.CLASSES), "float32")
+        np.testing.assert_allclose(rows, logits[: len(images)], atol=2e-5)
+        np.testing.assert_array_equal(program(images), rows)  # a second call
 
 
 def test_fast_reductions_need_a_two_byte_type(trained):
     model = tiny_vit.model("attended:blocks=(1,):macs=0.7", dtype="bfloat16")
     arguments = tiny_vit.shapes(model), tiny_vit.images(2)
-    exact, fast = (
-        optimize.make_logits_function(model, reductions=form)
-        for form in optimize.REDUCTION_MODES
-    )
-    assert str(jax.make_jaxpr(exact)(*arguments)) != str(
-        jax.make_jaxpr(fast)(*arguments)
-    )
+    texts = set()
+    for form in optimize.REDUCTION_MODES:
+        run = optimize.make_logits_function(model, reductions=form)
+        texts.add(str(jax.make_jaxpr(run)(*arguments)))
+    assert len(texts) == 2
     with refused("dtype is float32"):
         optimize_quickly(*trained, dtype="float32", reductions="fast")
-
-
-def test_a_smaller_batch_has_its_own_logits(program, logits):
-    for images in (tiny_vit.images()[:2], np.asarray(tiny_vit.images())[:2]):
-        out = program(images)
-        assert out.shape == (2, tiny_vit.CLASSES)
-        assert out.dtype == jnp.float32
-        np.testing.assert_allclose(out, logits[:2], atol=2e-5)
 
 
 @pytest.mark.parametrize("batch_size, small", [(1, 2**16), (1, 400), (9, 2**16)])
@@ -93,24 +84,20 @@ def test_small_batches_compile_small_arrays_in(trained, batch_size, small, monke
     sizes = [leaf.nbytes for leaf in leaves if leaf.nbytes > inside]
     assert [argument.nbytes for argument in fast.arguments] == sizes
     passed = sum(sizes) + np.prod(fast.input_spec.shape)
-    assert fast.memory.argument_size_in_bytes == passed
+    assert fast.compiled.memory_analysis().argument_size_in_bytes == passed
 
 
 def test_images_may_be_on_any_device(trained):
     images = np.random.default_rng(2).integers(0, 256, (3, 20, 20, 3), np.uint8)
     first, second = jax.devices()[:2]
+    assert optimize.find_device("cpu") == first
     fast = optimize_quickly(*trained, device=second, pixels=True)
+    assert fast.model.execution.dtype == jnp.float32
     logits = fast(images)
     assert logits.devices() == {second}
     np.testing.assert_array_equal(fast(jax.device_put(images, first)), logits)
     reversed_view = images[..., ::-1]
     np.testing.assert_array_equal(fast(reversed_view), fast(reversed_view.copy()))
-
-
-def test_a_platform_names_a_device_with_its_fast_dtype(trained, program):
-    fast = optimize_quickly(*trained, device="CPU:0")
-    assert fast.device == jax.devices("cpu")[0]
-    assert fast.model.execution.dtype == program.model.execution.dtype == jnp.float32
 
 
 def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
@@ -126,7 +113,7 @@ def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     np.testing.assert_allclose(fast(pixels.astype(np.uint8)), expected, atol=0.1)
     assert (fast.model.config.arch.gelu, model.config.arch.gelu) == ("tanh", "exact")
     assert fast.input_spec.dtype == "uint8"
-    assert "tanh GELU in place of exact" in fast.summary()
+    assert "bfloat16, tanh GELU" in repr(fast)
 
 
 @pytest.mark.parametrize(
@@ -149,39 +136,20 @@ def test_gpus_take_tanh_for_exact_in_two_bytes(platform, dtype, arch, form):
     assert (optimize.default_reductions(model, device) == "fast") == is_fast
 
 
-@pytest.mark.parametrize(
-    "platform, dtype, stem, patch_size, pixels",
-    [
-        ("gpu", "bfloat16", "conv", 16, 16),
-        ("gpu", "bfloat16", "conv", 32, 16),
-        ("gpu", "float32", "conv", 16, 1),
-        ("cpu", "bfloat16", "conv", 16, 1),
-    ],
-)
-def test_gpus_join_pixels_in_two_bytes(platform, dtype, stem, patch_size, pixels):
-    device = types.SimpleNamespace(platform=platform)
-    config = types.SimpleNamespace(stem=stem, patch_size=patch_size)
-    model = types.SimpleNamespace(config=config, execution=Execution(dtype=dtype))
-    assert optimize.count_joined_pixels(model, device) == pixels
-
-
 def test_unrequested_forms_are_the_devices(monkeypatch):
     model = tiny_vit.model(depth=1, dtype="bfloat16", stem="conv")
-    monkeypatch.setattr(optimize, "default_gelu", lambda *_: "tanh")
-    monkeypatch.setattr(optimize, "count_joined_pixels", lambda *_: 2)
-    monkeypatch.setattr(optimize, "default_reductions", lambda *_: "fast")
+    monkeypatch.setattr(optimize, "is_16_bit_on_gpu", lambda *_: True)
     monkeypatch.setattr(
         optimize, "make_logits_function", lambda *_: lambda *_: jnp.zeros(())
     )
     variables = tiny_vit.variables(model)
     program = optimize_quickly(model, variables, dtype="bfloat16")
     assert (program.model.config.arch.gelu, program.reductions) == ("tanh", "fast")
-    assert program.model.execution.folded == 2
+    assert program.model.execution.folded == tiny_vit.PATCH
     kernel = program.variables["params"]["patch_embed"]["conv_0"]["kernel"]
-    assert kernel.shape[-1] == 3 * program.model.execution.folded
-    exact = optimize_quickly(model, variables, gelu="exact")
+    assert kernel.shape[-1] == 3 * tiny_vit.PATCH
+    exact = optimize_quickly(model, variables, dtype="bfloat16", gelu="exact")
     assert exact.model.config.arch.gelu == "exact"
-    assert "float32, exact GELU, xla" in exact.summary()
 
 
 def test_only_cast_parameters_are_stored_in_two_bytes():
@@ -202,12 +170,10 @@ def test_only_cast_parameters_are_stored_in_two_bytes():
 @pytest.mark.parametrize(
     "option, value, message",
     [
-        *(("batch_size", size, "") for size in (None, 0)),
-        ("dtype", "int8", ""),
+        ("batch_size", 0, ""),
         ("dtype", "float16", ""),
         ("gelu", "quick", "one of None, 'exact', 'tanh'"),
         ("reductions", "fast", "but dtype is float32"),
-        *(("device", device, "") for device in ("cuda:9", "cpu:x")),
     ],
 )
 def test_impossible_options_are_refused(trained, option, value, message):
@@ -230,8 +196,5 @@ def test_pixels_are_normalized(trained, program, for_pixels):
     fresh(np.float32(pixels))  # checked once
     with refused("images", "it must be "):
         for_pixels[2](tiny_vit.images())
-
-
-def test_a_too_large_batch_is_refused(program):
-    with refused("images"):
+    with refused("images is 4"):
         program(np.zeros((4, 20, 20, 3)))

@@ -36,15 +36,18 @@ def predictor(trained):
     return imagepiece_jax.Predictor(trained, **options)
 
 
+def run_logits(vit, pixels):
+    """The model's logits, float64, of pixels normalized by hand."""
+    normalized = (pixels / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    run = tiny_vit.compiled(vit.model.apply)
+    return np.float64(run(vit.variables, np.float32(normalized)).logits)
+
+
 def test_predictions_of_arrays_and_files(trained, predictor, pictures, tmp_path):
     """Three images in batches of two, the most probable class first."""
     Image.fromarray(pictures[2]).save(tmp_path / "2.png")
     images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]
-    normalized = (pictures / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-    run = tiny_vit.compiled(trained.model.apply)
-    probabilities = softmax(
-        np.float64(run(trained.variables, np.float32(normalized)).logits)
-    )
+    probabilities = softmax(run_logits(trained, pictures))
     predictions = predictor(images)
     assert len(predictions) == 3
     for row, predicted in zip(probabilities, predictions, strict=True):
@@ -71,24 +74,10 @@ def test_generators_and_arrays_give_equal_predictions(predictor, pictures, tmp_p
     assert all(map(close, predictor(image for image in pictures), expected))
     streamed = list(itertools.islice(predictor.stream(itertools.cycle(pictures)), 7))
     assert all(map(close, streamed, [expected[i % 3] for i in range(7)]))
-    Image.fromarray(pictures[0]).save(tmp_path / "0.png")
-    (predicted,) = predictor.stream(str(tmp_path / "0.png"))
+    first, *_ = write_images(tmp_path, pictures)
+    (predicted,) = predictor.stream(str(first))
     assert close(predicted, expected[0])
-
-
-def test_a_folder_stands_for_all_its_images(predictor, pictures, tmp_path, capsys):
-    _, second, _ = write_images(tmp_path, pictures)
-    (tmp_path / "a").mkdir()
-    second.rename(tmp_path / "a" / "last.png")
-    (tmp_path / "notes.txt").write_text("no image")
-    expected = predictor(pictures[[0, 2, 1]])
-    for folder in (tmp_path, str(tmp_path)):
-        assert all(map(close, predictor(folder), expected))
-        assert len([*predictor.stream(folder)]) == 3
-    assert "1 .txt left out" in capsys.readouterr().out
-    with refused(f"folder {tmp_path / 'none'}", "holds no images"):
-        (tmp_path / "none").mkdir()
-        predictor(tmp_path / "none")
+    assert all(map(close, predictor(tmp_path), expected))
 
 
 def test_images_are_read_at_once(predictor, pictures, tmp_path):
@@ -125,9 +114,7 @@ def test_a_bad_file_loses_no_other_image(predictor, pictures, tmp_path):
 GOOD = np.zeros((20, 20, 3), np.uint8)
 MISTAKEN = {
     "floats": (np.zeros((1, 20, 20, 3)), "images is float64 [20, 20, 3]"),
-    "sixteen bits": (np.zeros((20, 20, 3), np.uint16), "images is uint16 [20, 20, 3]"),
     "one channel": (GOOD[..., :1], "images is uint8 [20, 20, 1]"),
-    "no pixels": (GOOD[:0], "images is uint8 [0, 20, 3]"),
     "gray": ([GOOD, GOOD[..., 0]], "images is uint8 [20, 20]"),
     "other sizes": (np.zeros((20, 24, 3), np.uint8), "the image has"),
     "None in a list": ([GOOD, None], "images is NoneType"),
@@ -144,18 +131,13 @@ def test_a_value_that_is_no_image_is_refused(name, predictor):
 
 
 def test_simultaneous_calls_get_their_own_results(predictor, pictures):
-    """A failing call raises its own error."""
     expected = predictor(pictures)
 
     def ask(number):
-        if number % 5 == 4:
-            with pytest.raises(InputError, match=f"no{number}.png cannot be read"):
-                predictor(f"no{number}.png")
-            return True
-        if number % 5 == 3:
-            results = predictor([pictures[1], f"no{number}.png"])
-            return close(results[0], expected[1]) and f"no{number}" in str(results[1])
-        return close(predictor(pictures[number % 3]), expected[number % 3])
+        results = predictor([pictures[number % 3], f"no{number}.png"])
+        return close(results[0], expected[number % 3]) and f"no{number}." in str(
+            results[1]
+        )
 
     with concurrent.futures.ThreadPoolExecutor(40) as callers:
         assert all(callers.map(ask, range(200)))
@@ -190,9 +172,8 @@ def test_images_have_the_weights_crop(trained, traced_once):
     options = {"batch_size": 1, "top": 7} | QUICK
     predict = imagepiece_jax.Predictor(vit, **options)
     pixels = noise(40, 30)
-    small = Image.fromarray(pixels).resize(
-        (tiny_vit.SIDE,) * 2, Image.Resampling.BILINEAR
-    )
+    size = (tiny_vit.SIDE, tiny_vit.SIDE)
+    small = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
     assert predict(pixels) == predict(np.asarray(small))
 
 
@@ -200,18 +181,17 @@ def test_several_labels_have_independent_probabilities(trained, predictor, pictu
     """They are sigmoids of the logits, in the order of a softmax."""
     vit = tiny_vit.with_problem_type(trained, "multi_label_classification")
     several = imagepiece_jax.Predictor(vit, top=tiny_vit.CLASSES, batch_size=1, **QUICK)
-    normalized = (pictures[:1] / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-    run = tiny_vit.compiled(trained.model.apply)
-    (logits,) = np.float64(run(trained.variables, np.float32(normalized)).logits)
+    (logits,) = run_logits(trained, pictures[:1])
     predictions = several(pictures[0])
     single = predictor(pictures[0])
     assert [p.index for p in predictions[:3]] == [p.index for p in single]
     for prediction in predictions:
         expected = 1 / (1 + np.exp(-logits[prediction.index]))
         assert prediction.probability == pytest.approx(expected, rel=1e-4)
-    vit = tiny_vit.with_problem_type(trained, "regression")
-    with refused("problem_type"):
-        imagepiece_jax.Predictor(vit, batch_size=1, **QUICK)
+    for kind in ("regression", "projection"):
+        vit = tiny_vit.with_problem_type(trained, kind)
+        with refused(f"problem_type is '{kind}'"):
+            imagepiece_jax.Predictor(vit, labels=NAMES)
 
 
 @pytest.mark.parametrize(
@@ -221,15 +201,3 @@ def test_several_labels_have_independent_probabilities(trained, predictor, pictu
 def test_impossible_options_are_refused(trained, option, value):
     with refused(option):
         imagepiece_jax.Predictor(trained, **{option: value})
-
-
-def test_a_projection_is_no_classifier(trained):
-    projecting = tiny_vit.with_problem_type(trained, "projection")
-    for labels in (None, NAMES):
-        with refused("problem_type is 'projection'"):
-            imagepiece_jax.Predictor(projecting, labels=labels)
-
-
-def test_numbers_that_are_not_finite_have_no_probabilities(trained):
-    with refused("not finite"):
-        trained.config.head.probabilities(np.float32([1, np.nan]))

@@ -14,14 +14,12 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.exporters import quantize
-from imagepiece_jax.exporters.onnx_model import build_onnx_model
-from imagepiece_jax.exporters.program_interface import ProgramInterface
+from imagepiece_jax.exporters import onnx_format
 from imagepiece_jax.models import program as programs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.exporters import test_tower
-from tests.helpers import tiny_vit
+from tests.helpers import onnx_runs, tiny_vit
 from tests.helpers.architecture_pairs import (
     ARCHITECTURES,
     MEANS,
@@ -53,18 +51,17 @@ def method_graph(name, batch_size, dtype):
     model = short_model(name)
     typed = model.with_execution(dtype=np.dtype(dtype))
     vit = Pretrained(typed, tiny_vit.variables(model))
-    return build_onnx_model(vit, batch_size=batch_size)
+    return onnx_runs.build_onnx(vit, batch_size=batch_size)
 
 
 def architecture_graph(name, reduction="tome:r=2:inflection=-1.0", depth=2):
     model = narrow_model(name, reduction, depth)
-    return build_onnx_model(Pretrained(model, tiny_vit.variables(model)))
+    return onnx_runs.build_onnx(Pretrained(model, tiny_vit.variables(model)))
 
 
 def output_graph(reduction, output, batch_size):
     vit = tiny_vit.pretrained(reduction, depth=2)
-    interface = ProgramInterface(vit, output)
-    return build_onnx_model(vit, batch_size=batch_size, interface=interface)
+    return onnx_runs.build_onnx(vit, output, batch_size=batch_size)
 
 
 def layout_graph(folder, make, layout):
@@ -130,15 +127,15 @@ def test_only_quantizations_of_int8_leave(tmp_path, name):
     vit = Pretrained(model, tiny_vit.variables(model))
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx")
     program = programs.open_program(file)
-    graph = quantize.quantize_onnx(program, draw(1))
+    graph = onnx_format.quantize_graph(program, draw(1))
     assert {kind for kind, _ in count_leaving_nodes(graph)} == {"QuantizeLinear"}
 
 
 def test_only_readers_of_pixels_leave():
     vit = tiny_vit.pretrained("tome:r=4", depth=2)
-    graph = build_onnx_model(vit, batch_size=1, takes_pixels=True)
+    graph = onnx_runs.build_onnx(vit, batch_size=1, takes_pixels=True)
     assert count_leaving_nodes(graph) == {("Cast", "u"): 1}
-    leaving = count_leaving_nodes(build_onnx_model(vit, takes_pixels=True))
+    leaving = count_leaving_nodes(onnx_runs.build_onnx(vit, takes_pixels=True))
     assert {kind for _, kinds in leaving for kind in kinds} <= {*"ui"}
     assert leaving.total() <= 3
 

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from imagepiece_jax.exporters.onnx_model import build_onnx_model
-from tests.helpers import tiny_vit
+from tests.helpers import onnx_runs, tiny_vit
 
 onnx = pytest.importorskip("onnx")
 webgpu_placement = pytest.importorskip("tools.webgpu_placement")
@@ -15,7 +14,7 @@ webgpu_placement = pytest.importorskip("tools.webgpu_placement")
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
-    onnx.save(build_onnx_model(tiny_vit.pretrained(depth=1)), path)
+    onnx.save(onnx_runs.build_onnx(tiny_vit.pretrained(depth=1)), path)
     return path
 
 

@@ -1,13 +1,9 @@
 import collections
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.exporters.onnx_model import build_onnx_model
-from imagepiece_jax.exporters.program_interface import ProgramInterface
+import imagepiece_jax
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
@@ -25,12 +21,12 @@ from tests.helpers.onnx_runs import (
     EVIT,
     FORBIDDEN_OPERATORS,
     IMAGEPIECE,
+    build_onnx,
     check_graph,
     jax_logits,
     open_session,
     run_onnxruntime,
 )
-from tests.helpers.refused_calls import refused
 from tests.models.test_vit_families import FAMILIES
 
 onnx = pytest.importorskip("onnx")
@@ -52,7 +48,7 @@ def test_a_reduction_adds_few_nodes(name, most):
     """A CPU takes microseconds to start a node, even for small arrays."""
     counts = []
     for model in (short_model("none"), short_model(name)):
-        graph = build_onnx_model(Pretrained(model, tiny_vit.variables(model)))
+        graph = build_onnx(Pretrained(model, tiny_vit.variables(model)))
         counts.append(len(graph.graph.node))
     dense, reduced = counts
     assert reduced - dense <= 2 * most
@@ -104,12 +100,6 @@ def test_the_conv_stem():
     assert "Transpose" not in order[first:last]
 
 
-def test_the_opset_is_the_oldest_with_the_operators():
-    """Opset 20 came with IR 9, by the table of versions in ONNX's docs."""
-    model = build_onnx_model(tiny_vit.pretrained())
-    assert (model.opset_import[0].version, model.ir_version) == (20, 9)
-
-
 def test_a_fixed_batch_has_fixed_shapes_and_whole_nodes():
     """In half precision norms and GELUs must be single nodes."""
     graph = check_graph(tiny_vit.model(IMAGEPIECE, depth=2), batch_size=2)
@@ -123,13 +113,14 @@ def test_a_fixed_batch_has_fixed_shapes_and_whole_nodes():
 
 
 def test_an_open_batch_and_weights_are_named():
-    """Weights are stored once."""
+    """Weights are stored once. Opset 20 came with IR 9, by ONNX's table of versions."""
     vit = tiny_vit.pretrained(EVIT, depth=2)
-    model = build_onnx_model(vit)
+    model = build_onnx(vit)
     for value in (model.graph.input[0], model.graph.output[0]):
         assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
     assert [value.name for value in model.graph.input] == ["images"]
     assert [value.name for value in model.graph.output] == ["logits"]
+    assert (model.opset_import[0].version, model.ir_version) == (20, 9)
     names = [constant.name for constant in model.graph.initializer]
     assert "blocks_0.attn.q.kernel" in names
     assert len(set(names)) == len(names)
@@ -147,7 +138,7 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
     """Layer weights are float16, and logits equal JAX's up to rounding."""
     vit = tiny_vit.pretrained(tiny_vit.small_reduction(name), depth=3)
     half = vit.model.with_execution(dtype=np.dtype(np.float16))
-    graph = build_onnx_model(Pretrained(half, vit.variables))
+    graph = build_onnx(Pretrained(half, vit.variables))
     onnx.checker.check_model(graph, full_check=True)
     inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
     kinds = {
@@ -172,17 +163,8 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
 def test_float16_graphs_of_all_architectures_have_sound_types(name):
     model = narrow_model(name, depth=1)
     half = model.with_execution(dtype=np.dtype(np.float16))
-    graph = build_onnx_model(Pretrained(half, tiny_vit.variables(model)))
+    graph = build_onnx(Pretrained(half, tiny_vit.variables(model)))
     onnx.checker.check_model(graph, full_check=True)
-
-
-def test_a_graph_of_pixels_normalizes_them():
-    vit = tiny_vit.pretrained(EVIT, depth=1)
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
-    images = normalize(jnp.asarray(pixels), vit.model.config.mean, vit.model.config.std)
-    expected = jax_logits(vit.model, vit.variables, images)
-    (logits,) = run_onnxruntime(build_onnx_model(vit, takes_pixels=True), pixels)
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -197,20 +179,17 @@ def test_a_graph_of_pixels_normalizes_them():
 )
 def test_features_equal_jaxs(reduction, options):
     options = {"output": "features"} | options
-    arch = {}
-    if "arch" in options:
-        arch["arch"] = options.pop("arch")
-    vit = tiny_vit.pretrained(reduction, depth=2, **arch)
+    arch = options.pop("arch", None)
+    vit = tiny_vit.pretrained(reduction, depth=2, arch=arch)
     images = np.asarray(tiny_vit.images(2))
-    output = options.pop("output")
-    graph = build_onnx_model(vit, interface=ProgramInterface(vit, output), **options)
+    graph = build_onnx(vit, **options)
     onnx.checker.check_model(graph, full_check=True)
     assert not FORBIDDEN_OPERATORS & {node.op_type for node in graph.graph.node}
     session = open_session(graph)
     names = [value.name for value in session.get_outputs()]
     arrays = dict(zip(names, session.run(None, {"images": images}), strict=True))
     expected_names = ["pooled", "patches", "prefix", "dropped"]
-    if output == "patches":
+    if options["output"] == "patches":
         expected_names = ["patches"]
     elif arch:
         expected_names.remove("prefix")
@@ -225,26 +204,6 @@ def test_features_equal_jaxs(reduction, options):
         assert not arrays["dropped"].all()
 
 
-def test_a_reduction_that_draws_has_no_graph():
-    with refused("reduction", "it has no graph"):
-        build_onnx_model(tiny_vit.pretrained("random:blocks=(1,)"))
-
-
-def test_constants_that_jax_draws_have_no_graph(monkeypatch):
-    make_forward = ProgramInterface.make_forward_function
-
-    def make_noisy_forward(self, model):
-        forward = make_forward(self, model)
-        noise = jax.random.key(0)
-        return lambda *args: [x + jax.random.normal(noise) for x in forward(*args)]
-
-    monkeypatch.setattr(ProgramInterface, "make_forward_function", make_noisy_forward)
-    with refused("jax.random", "NumPy"):
-        build_onnx_model(tiny_vit.pretrained(depth=1))
-
-
-def test_a_step_that_keeps_all_tokens_draws_nothing():
+def test_a_step_that_keeps_all_tokens_draws_nothing(tmp_path):
     vit = tiny_vit.pretrained("random:blocks=(1,):keep_rate=1.0", depth=2)
-    assert vit.model.plan[1].step
-    assert vit.model.plan[1].counts is None
-    assert build_onnx_model(vit).graph.node
+    assert imagepiece_jax.export(vit, tmp_path / "m.onnx").exists()

@@ -5,7 +5,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.exporters import onnx_model, quantize
+from imagepiece_jax.exporters import onnx_format
 from tests.helpers import tiny_vit
 from tests.helpers.small_photographs import draw
 
@@ -24,7 +24,7 @@ def test_products_with_weights_are_int8_and_others_stay(tmp_path, monkeypatch, l
     pixels = draw(44)
     images = np.asarray(normalize(pixels[:4], vit.config.mean, vit.config.std))
     if large:  # as if the float32 graph were above 2 GB
-        monkeypatch.setattr(onnx_model, "MAX_PROTOBUF_BYTES", 60_000)
+        monkeypatch.setattr(onnx_format, "MAX_PROTOBUF_BYTES", 60_000)
     file = imagepiece_jax.export(
         vit, tmp_path / "m.onnx", dtype="int8", images=pixels[4:], batch_size=4
     )
@@ -65,7 +65,7 @@ def test_products_for_decisions_stay_float32():
         outputs=[onnx.helper.make_tensor_value_info("out", 1, None)],
         initializer=weights,
     )
-    assert quantize.list_weight_products(graph) == ["layer"]
+    assert onnx_format.list_weight_products(graph) == ["layer"]
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
