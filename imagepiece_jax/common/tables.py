@@ -1,6 +1,5 @@
 """Counts and tables as text: aligned columns, and Markdown."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 
@@ -37,9 +36,7 @@ def rows_table(rows: Sequence[Mapping]) -> str:
 
 
 def _escape_cell(cell):
-    """Escape text, such as a file name: it could end its cell or be HTML."""
+    """Escape text, such as a file name: it could end its cell or line."""
     if cell is None:
         return ""
-    cell_text = str(cell).replace("|", "\\|")
-    cell_text = re.sub(r"<(?=[a-zA-Z/!?])", r"\\<", cell_text)  # only these begin a tag
-    return " ".join(cell_text.splitlines())
+    return " ".join(str(cell).replace("|", "\\|").splitlines())

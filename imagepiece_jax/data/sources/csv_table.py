@@ -5,7 +5,7 @@ import io
 import os
 from typing import Any, NamedTuple
 
-from imagepiece_jax.common.checks import check_choice, refuse_any
+from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_text
 from imagepiece_jax.data import source
 from imagepiece_jax.data.class_names import composed_name
@@ -75,12 +75,10 @@ def _read_rows(path, default_split):
         table.fieldnames = columns
         # Of two equal columns the last would win silently.
         has_twice = any(columns.count(column) > 1 for column in COLUMN_NAMES)
-        sentence = f"the columns are {columns}; one must be 'filename', none twice"
-        refuse_any((has_twice or "filename" not in columns, sentence))
+        if has_twice or "filename" not in columns:
+            needed = "one must be 'filename', none twice"
+            raise InputError(f"the columns are {columns}; {needed}")
         for fields in table:
-            # A comma at the end is harmless.
-            has_more = any(fields.get(None, ()))
-            refuse_any((has_more, "it has more fields than columns; quote commas"))
             row_split = fields.get("split", default_split).strip()
             check_choice("split", row_split, source.SPLIT_NAMES)
             class_name = composed_name(fields.get("class", "").strip())
