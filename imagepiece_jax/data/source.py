@@ -272,7 +272,10 @@ class ArraySource(Source):
     """
 
     def __init__(
-        self, images: Sequence[RgbPixels], labels: ArrayLike = -1, *classes: Any
+        self,
+        images: Sequence[RgbPixels] | np.ndarray,
+        labels: ArrayLike = -1,
+        *classes: Any,
     ) -> None:
         super().__init__(len(images), *classes)
         self.images = images
