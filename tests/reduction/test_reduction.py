@@ -98,18 +98,14 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(tmp_path, monke
     facts = tmp_path / "own_methods-1.dist-info"
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: own_methods\n")
-    entry = f"[{methods.ENTRY_POINTS}]\nown = own_methods:Own\n"
-    wrong = {"gone": "no_module:Own", "none_there": "own_methods:Nothing"}
-    wrong["a_module"] = "own_methods:dataclasses"
-    entry += "".join(f"{name} = {value}\n" for name, value in wrong.items())
-    (facts / "entry_points.txt").write_text(entry)
+    entries = "own = own_methods:Own\ngone = no_module:Own\n"
+    (facts / "entry_points.txt").write_text(f"[{methods.ENTRY_POINTS}]\n{entries}")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(METHODS, "data", {**METHODS.data})
     assert str(Reduction.read("own:r=4")) == "own:r=4"
     assert Reduction.read("own").method.r == 3
-    for name in wrong:
-        with refused(f"method {name}"):
-            Reduction.read(name)
+    with refused("method gone"):
+        Reduction.read("gone")
 
 
 def test_a_reduction_has_one_prop_attn():
