@@ -72,7 +72,6 @@ class LabeledImages:
     source: Source
     preprocessing: Preprocessing
     options: Any  # completed ReadOptions, without None except for `limit`
-    alter_images = None  # no change on the device, as in `accuracy.make_eval_step`
 
     @property
     def pass_batch_size(self) -> int:

@@ -23,6 +23,7 @@ from imagepiece_jax.common.files import AnyPath
 from imagepiece_jax.common.progress import log
 from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.evaluation import accuracy
+from imagepiece_jax.evaluation.labeled_images import LabeledImages
 from imagepiece_jax.inference import compare_outputs
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.models.pretrained import Pretrained
@@ -86,9 +87,7 @@ class MeasuredWeights:
     """Accuracy or fidelity of weights, measured once per reduction."""
 
     vit: Pretrained  # a model of `load`
-    # LabeledImages, or an object with their facts (all that decides metrics, as JSON),
-    # read_batches and alter_images
-    images: Any
+    images: LabeledImages
     cache: ResultCache | None = None  # where results are stored; None: nothing is kept
     seed: int | None = None  # for random reducers; None: the weights' seed
     name: str = ""  # for the log; "": the reduction
@@ -175,13 +174,13 @@ class MeasuredWeights:
     def _compiled_step(self, model):
         """A model's evaluation step, which compiles at its first call and is kept."""
         seed = self.vit.origin.seed if self.seed is None else self.seed
-        step_key = model, seed, self.images.alter_images, bool(self.reference)
+        step_key = model, seed, bool(self.reference)
         if step_key not in self.compiled_steps:
             # A program takes up to 2,500 of 65,530 memory maps.
             if len(self.compiled_steps) == 16:
                 self.compiled_steps.clear()
                 jax.clear_caches()
-            alter_images = self.images.alter_images
+            alter_images = None
             if self.smaller_side:
                 alter_images = functools.partial(shrink_images, self.smaller_side)
             measure_outputs = _read_outputs if self.reference else None

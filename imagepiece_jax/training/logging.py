@@ -176,6 +176,9 @@ class RunLog(contextlib.ExitStack):
             self.restart_clock()
         else:
             self._num_timed_images += self._config.batch_size
+        is_last = step == self._length.steps
+        if not is_last and step % self._config.log_every_steps:
+            return
         seconds = time.perf_counter() - self._start_time
         is_timed = self._num_timed_images > 0  # else only a first step was taken
         window_sums = metrics["window"]
@@ -193,12 +196,10 @@ class RunLog(contextlib.ExitStack):
             **measure_device_memory(),
             **metrics["terms"],
         }
-        is_last = step == self._length.steps
-        if is_last or step % self._config.log_every_steps == 0:
-            self._writer.write_line("train", step, **metric_values)
-            if self._config.progress:
-                self._print_progress(step, metric_values)
-            self.restart_clock()
+        self._writer.write_line("train", step, **metric_values)
+        if self._config.progress:
+            self._print_progress(step, metric_values)
+        self.restart_clock()
 
     def write_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Write and print an evaluation after `step`."""
