@@ -327,5 +327,7 @@ def plan_blocks(
         if step and step.site == "pre":
             attn_tokens = mlp_tokens
         plan.append(BlockPlan(attn_tokens, mlp_tokens, step, counts))
-    reads = zip(plan, attention_reads, strict=True)
-    return tuple(dataclasses.replace(p, attention_reads=names) for p, names in reads)
+    # A step at site "pre" has added its reads to the block before.
+    for block, reads in enumerate(attention_reads):
+        plan[block] = dataclasses.replace(plan[block], attention_reads=reads)
+    return tuple(plan)

@@ -135,7 +135,7 @@ class DiffRate(Method):
         if is_published_size:
             return prune, merge
 
-        def stretch_counts(counts):
+        def stretch_counts(counts):  # with the class token, before and after
             image_counts = [count - 1 for count in counts]
             shares = schedules.stretched_shares(image_counts, model.depth, ratio=0.5)
             return _count_with_class_token(shares, model.patches)
