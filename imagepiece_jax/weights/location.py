@@ -165,6 +165,7 @@ def _locate_weights_in(folder, config_file=None):
         location.find_weights()  # raises unless there is exactly one weights file
         return location
     config_fields = read_json(config_file)
+    # OpenCLIP's repositories are published, whatever their config.json holds.
     has_open_clip_file = folder_files.OPEN_CLIP_FILE in file_names
     if not has_open_clip_file and PUBLISHED_KEYS.isdisjoint(config_fields):
         origin = dataclasses.replace(origin, kind=RUN_KIND, run=config_fields)

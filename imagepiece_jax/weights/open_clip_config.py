@@ -89,14 +89,15 @@ def _build_tower_config(vision_fields, model_cfg, image_fields):
         raise InputError(f"vision_cfg.layers is {depth}, so the model is a ResNet")
     norm_kwargs = vision_fields["norm_kwargs"] or {}
     act_kwargs = vision_fields["act_kwargs"] or {}
+    # By their options' names: each has a single one that this package computes.
     check_choice("vision_cfg.norm_kwargs", [*norm_kwargs], [[], ["eps"]])
+    check_choice("vision_cfg.act_kwargs", [*act_kwargs], [[], ["approximate"]])
     check_choice("vision_cfg.pool_type", vision_fields["pool_type"], OPEN_CLIP_POOLS)
     pool = OPEN_CLIP_POOLS[vision_fields["pool_type"]]
     approximate = act_kwargs.get("approximate", "none")
     gelu_of_approximate = {"none": "exact", "tanh": "tanh"}
     if model_cfg.get("quick_gelu", False):
         gelu_of_approximate = {"none": "quick"}
-    check_choice("vision_cfg.act_kwargs", [*act_kwargs], [[], ["approximate"]])
     check_choice("vision_cfg.act_kwargs.approximate", approximate, gelu_of_approximate)
     # The last norm applies to the tokens or to the pooled vector.
     fc_norm = pool == "mean" and bool(vision_fields["final_ln_after_pool"])

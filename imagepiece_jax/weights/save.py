@@ -126,9 +126,8 @@ def _check_round_trip(vit, loaded_tensors, config_fields):
         own_positions = np.asarray(vit.dense_variables["params"]["pos_embed"])
         loaded_tensors = loaded_tensors | {"pos_embed": own_positions}
     timm_tensors.make_own_variables(loaded_model, loaded_tensors, "the saved model")
-    for field in ("plan", "prop_attn"):
-        saved_value = getattr(vit.model, field)
-        loaded_value = getattr(loaded_model, field)
-        if loaded_value != saved_value:
-            saved = f"model.{field} is {saved_value!r}"
-            raise InputError(f"{saved}, but would be loaded as {loaded_value!r}")
+    saved_form = (vit.model.plan, vit.model.prop_attn)
+    if (loaded_model.plan, loaded_model.prop_attn) != saved_form:
+        raise InputError(
+            f"the model's plan or prop_attn is not {description.reduction}'s"
+        )
