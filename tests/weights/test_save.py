@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from tests.training.test_trainer_full_disk import full_disk
 
 import imagepiece_jax
 from imagepiece_jax.errors import RunError
@@ -23,6 +22,7 @@ from imagepiece_jax.weights.save import make_config_fields
 from tests.helpers import named_models, tiny_vit
 from tests.helpers.made_up_recoveries import recovered
 from tests.helpers.refused_calls import refused, warns_untrained
+from tests.training.cluster.test_checkpoint import full_disk
 from tests.weights.test_load_published import same
 
 SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
