@@ -27,9 +27,6 @@ EXTRA_MODULES = {
     },
     "torch": {"timm": "timm", "torch": "torch"},
 }
-MODULE_EXTRAS: dict[str, str] = {}
-for extra, extra_modules in EXTRA_MODULES.items():
-    MODULE_EXTRAS |= dict.fromkeys(extra_modules, extra)
 
 
 @contextlib.contextmanager
@@ -45,8 +42,9 @@ def explained_imports(feature: str) -> Iterator[None]:
 def check_installed(feature: str, *modules: str) -> None:
     """Raise InputError for the first missing module of an extra, with its command."""
     for module in modules:
-        if module in MODULE_EXTRAS and importlib.util.find_spec(module) is None:
-            extra = MODULE_EXTRAS[module]
+        extras = [extra for extra in EXTRA_MODULES if module in EXTRA_MODULES[extra]]
+        if extras and importlib.util.find_spec(module) is None:
+            extra = extras[0]  # a module is in one extra
             command = f'pip install ".[{extra}]" in the clone'
             # It requires an xdsl, which what we import of it does not, and whose
             # typing-extensions are too old for chex.

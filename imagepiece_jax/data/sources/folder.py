@@ -64,17 +64,18 @@ def list_images(root: AnyPath, subfolder: str = "") -> FolderListing:
 def _walk_folders(top, onerror):
     """Yield (folder, its folders' names, its images' names, other names), sorted.
 
-    A folder that the caller removes from the names is not walked.
+    A folder whose name the caller removes is not walked.
     """
     walk = os.walk(top, onerror=onerror, followlinks=True)
     for folder, folder_names, file_names in walk:
-        other_names = {*folder_names, *file_names}
+        all_names = {*folder_names, *file_names}
+        # os.walk visits what stays in its list, in this order.
         folder_names[:] = sorted(filter(_is_visible, folder_names))
         image_names = []
         for name in sorted(filter(_is_visible, file_names)):
             if name.lower().endswith(image_extensions()):
                 image_names.append(name)
-        other_names = sorted(other_names.difference(folder_names, image_names))
+        other_names = sorted(all_names.difference(folder_names, image_names))
         yield folder, folder_names, image_names, other_names
 
 
