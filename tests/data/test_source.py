@@ -19,9 +19,8 @@ def read_labels(source):
     return [source[index].label for index in range(len(source))]
 
 
-def image_names(source, prefix=""):
-    """All images' names, without a common prefix."""
-    return [source.image_name(i).removeprefix(str(prefix)) for i in range(len(source))]
+def image_names(source):
+    return [source.image_name(index) for index in range(len(source))]
 
 
 @pytest.fixture
