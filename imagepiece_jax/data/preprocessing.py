@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from imagepiece_jax.common import image_size as sizes
+from imagepiece_jax.common import image_size as image_sizes
 from imagepiece_jax.common.checks import check_options, check_range, option
 from imagepiece_jax.common.image_size import ImageSize, size_text
 from imagepiece_jax.errors import InputError
@@ -55,14 +55,16 @@ class Preprocessing:
     resize: str = option("deit", RESIZE_MODES)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", sizes.checked_size(self.image_size))
+        object.__setattr__(
+            self, "image_size", image_sizes.checked_size(self.image_size)
+        )
         if self.crop is not None:
             check_range("crop", self.crop, above=0, most=1)
         check_options(self)
 
     @property
     def shape(self) -> tuple[int, int]:
-        return sizes.image_sides(self.image_size)  # (height, width)
+        return image_sizes.image_sides(self.image_size)  # (height, width)
 
     @property
     def resizes(self) -> bool:
@@ -165,7 +167,7 @@ def _cut_ends(image):
 
 def check_unresized(image: RgbPixels, image_size: ImageSize) -> None:
     """Check that an image that is not resized has the model's size."""
-    if image.shape[:2] != sizes.image_sides(image_size):
+    if image.shape[:2] != image_sizes.image_sides(image_size):
         raise InputError(
             f"the image has {size_text(image.shape[:2])} pixels and is not resized; "
             f"scale it to the model's image_size, {size_text(image_size)}"
