@@ -168,10 +168,10 @@ def test_eva02s_pretrained_file(tmp_path, lm_head):
     model = originals.randomize(timm.create_model(name, **TINY))
     renamed = {"mlp.fc1_g": "mlp.w1", "mlp.fc1_x": "mlp.w2", "mlp.fc2": "mlp.w3"}
     file = {"mask_token": torch.ones(1, 1, 48)}
-    for name, tensor in model.state_dict().items():
-        for timm_name, authors_name in (renamed | {"fc_norm": "norm"}).items():
-            name = name.replace(timm_name, authors_name)
-        file[name] = tensor
+    for tensor_name, tensor in model.state_dict().items():
+        for timm_part, authors_part in (renamed | {"fc_norm": "norm"}).items():
+            tensor_name = tensor_name.replace(timm_part, authors_part)
+        file[tensor_name] = tensor
     if lm_head:
         file |= {"lm_head.weight": torch.ones(9, 48), "lm_head.bias": torch.ones(9)}
     model.load_state_dict(eva.checkpoint_filter_fn(dict(file), model))
