@@ -23,7 +23,6 @@ from tests.helpers.onnx_runs import (
     IMAGEPIECE,
     build_onnx,
     check_graph,
-    jax_logits,
     open_session,
     run_onnxruntime,
 )
@@ -154,7 +153,7 @@ def test_norms_softmax_and_scores_are_float32_in_float16(name):
     images = np.asarray(tiny_vit.images(2))
     logits, logits_of_one = run_onnxruntime(graph, images, images[:1])
     assert logits.dtype == np.float32
-    expected = jax_logits(vit.model, vit.variables, images)
+    expected = tiny_vit.logits(vit.model)(vit.variables, images)
     assert 0 < np.abs(logits - expected).max() < 0.02 * np.ptp(expected)
     np.testing.assert_allclose(logits_of_one, logits[:1], atol=0.01 * np.ptp(expected))
 

@@ -44,7 +44,7 @@ class Process:
         files = [connection.Connection(os.dup(number)) for number in numbers]
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(MODULES)
-        # OpenBLAS starts no thread, which a fork would lose.
+        # A fork would lose OpenBLAS's threads.
         server = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
         with mock.patch.dict(os.environ, server):
             forkserver.ensure_running()
@@ -106,7 +106,8 @@ def _run(words, folder, environment, files):
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     for number, file in enumerate(files, 1):
         os.dup2(file.fileno(), number)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # another kind of file
+    # Python buffers a terminal, a pipe and a file in other ways.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

@@ -62,13 +62,7 @@ def jax_example(model, side):
     """Variables, two images, and JAX's logits of a model."""
     variables = tiny_vit.variables(model)
     images = tiny_vit.images(2, side=side)
-    return variables, images, jax_logits(model, variables, images)
-
-
-def jax_logits(model, variables, images):
-    """JAX's logits, without compiling the other outputs."""
-    run = tiny_vit.jit(lambda *args: model.apply(*args).logits)
-    return run(variables, images)
+    return variables, images, tiny_vit.logits(model)(variables, images)
 
 
 RUNTIMES = (run_onnxruntime, run_openvino)

@@ -35,7 +35,8 @@ def scores(name, query, key, size=None, live=None):
     by_class = attention_row(query[0], key, size, live)
     by_mean = attention_row(query[live].mean(axis=0), key, size, live)
     rows = {"class": by_class, "mean": by_mean}
-    return rows.get(name, (by_class + by_mean) / 2)
+    rows["class_and_mean"] = (by_class + by_mean) / 2
+    return rows[name]
 
 
 class Decision(NamedTuple):
