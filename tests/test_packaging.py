@@ -21,6 +21,7 @@ from tests.helpers.small_runs import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 INSTALLED_AS = {"PIL": "pillow", **EXTRA_MODULES["train"]}
+REQUIREMENTS = re.findall(r"^\w\S*", (ROOT / "requirements.txt").read_text(), re.M)
 # Our imports need it without declaring it.
 NOT_IMPORTED = {"absl-py", "importlib_resources"}
 # Imported only where an extra installed them.
@@ -29,11 +30,6 @@ OPTIONAL |= {"pyarrow", "timm", "torch"}
 LOCAL = {"imagepiece_jax", "configs", "experiments", "train", "tests", "tools"}
 # Tables lie beside their readers.
 SOURCES = (".py", ".json", ".txt", ".gz")
-
-
-def requirements(name):
-    lines = (line.partition("#")[0] for line in (ROOT / name).read_text().splitlines())
-    return [line.strip() for line in lines if line.strip()]
 
 
 def name_of(requirement):
@@ -58,10 +54,10 @@ def test_requirements_equal_imports():
     for folder in ("imagepiece_jax", "configs"):  # of train.py, too
         for file in (ROOT / folder).rglob("*.py"):
             used |= required_by(ast.walk(ast.parse(file.read_text())))
-    declared = {name_of(line) for line in requirements("requirements.txt")}
+    declared = {name_of(line) for line in REQUIREMENTS}
     assert used - OPTIONAL == declared - NOT_IMPORTED
     both = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["train"]
-    assert both == requirements("requirements.txt")
+    assert both == REQUIREMENTS
 
 
 PUBLIC = """
@@ -85,8 +81,7 @@ def test_dependencies_equal_public_imports():
 def test_the_page_counts_direct_requirements():
     rows, _ = markdown.tables(markdown.section("docs/questions.md", "Install"))
     counts = [int(row["direct requirements"]) for row in rows]
-    whole = requirements("requirements.txt")
-    assert counts == [len(PROJECT["dependencies"]), len(whole)]
+    assert counts == [len(PROJECT["dependencies"]), len(REQUIREMENTS)]
 
 
 def test_versions_agree():

@@ -1,7 +1,5 @@
 """ONNX graphs in onnxruntime and OpenVINO, beside JAX."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -57,20 +55,14 @@ def run_openvino(model, *batches):
     return [compiled([np.asarray(images)])[0] for images in batches]
 
 
-@functools.cache
-def jax_example(model, side):
-    """Variables, two images, and JAX's logits of a model."""
-    variables = tiny_vit.variables(model)
-    images = tiny_vit.images(2, side=side)
-    return variables, images, tiny_vit.logits(model)(variables, images)
-
-
 RUNTIMES = (run_onnxruntime, run_openvino)
 
 
 def check_graph(model, side=tiny_vit.SIDE, batch_size=None, runtimes=RUNTIMES):
     """Return the graph of `model` after comparing its logits with JAX's."""
-    variables, images, expected = jax_example(model, side)
+    variables = tiny_vit.variables(model)
+    images = tiny_vit.images(2, side=side)
+    expected = tiny_vit.logits(model)(variables, images)
     vit = Pretrained(model, variables)
     graph = build_onnx(vit, batch_size=batch_size)
     onnx.checker.check_model(graph, full_check=True)
