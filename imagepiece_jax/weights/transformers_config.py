@@ -252,7 +252,9 @@ def _select_vision_fields(config_fields):
     """Select the vision tower's fields in an image-text model, else all fields."""
     if config_fields["model_type"] not in VISION_TYPES:
         return config_fields
-    return config_fields.get("vision_config") or {}
+    # Before version 4.30, vision_config_dict takes precedence over vision_config.
+    fields = config_fields.get("vision_config_dict")
+    return config_fields.get("vision_config") or {} if fields is None else fields
 
 
 def _check_fixed_fields(fixed_fields, fields):

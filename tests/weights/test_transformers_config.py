@@ -138,7 +138,9 @@ def test_problem_types_equal_transformers_pipeline(fields, task):
 
 
 def test_a_towers_missing_fields_are_clips():
-    config = {"model_type": "clip", "vision_config": {"num_hidden_layers": 5}}
+    config = {"model_type": "clip", "vision_config": {"hidden_size": 96}}
+    assert parse_transformers(config).embed_dim == 96
+    config["vision_config_dict"] = {"num_hidden_layers": 5}  # the earlier form wins
     parsed = parse_transformers(config)
     assert (parsed.embed_dim, parsed.depth) == (768, 5)
 
