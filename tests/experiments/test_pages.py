@@ -9,7 +9,7 @@ from experiments.paper import Answers, Study
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.evaluation.result_cache import describe_plan
 from imagepiece_jax.models.cost import model_macs
-from tests.helpers import markdown, tiny_vit
+from tests.helpers import tiny_vit
 
 IMAGES = 1000
 
@@ -45,7 +45,8 @@ def study(tmp_path):
 def table_cells(study, page):
     """{first cell: the line's other cells} of a page's tables."""
     text = (study.out / f"{page}.md").read_text()
-    rows = [markdown.cells(line) for line in text.splitlines() if line[:1] == "|"]
+    lines = [line.strip("|") for line in text.splitlines() if line[:1] == "|"]
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines]
     return {row[0]: row[1:] for row in rows}
 
 
