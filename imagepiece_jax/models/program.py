@@ -48,7 +48,7 @@ class ExportedProgram(Protocol):
         """
 
     def prepared_call(self, pixels: "np.ndarray") -> Callable[[], Any]:
-        """Prepare images, and return a function that computes them at once."""
+        """A function that computes the images, which are prepared before."""
 
 
 def is_exported(path: str | os.PathLike) -> bool:

@@ -226,8 +226,9 @@ class ViT(nn.Module):
             pooled = jnp.mean(head_tokens, axis=1)
         num_classes = self.config.num_classes
         head_logits = []
-        for name, vector in head_vectors.items() if num_classes else ():
-            head_logits.append(layers.dense_layer(num_classes, name=name)(vector))
+        if num_classes:
+            for name, vector in head_vectors.items():
+                head_logits.append(layers.dense_layer(num_classes, name=name)(vector))
         if len(head_logits) == 2:
             logits = (head_logits[0] + head_logits[1]) / 2
         elif head_logits:

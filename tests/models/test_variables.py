@@ -7,11 +7,8 @@ from tests.helpers import tiny_vit
 from tests.models.test_vit_families import FAMILIES
 
 BFLOAT16 = {"dtype": "bfloat16"}
-LEARNED = [
-    name
-    for name in METHODS
-    if tiny_vit.model(tiny_vit.small_reduction(name)).has_selectors
-]
+MODELS = {name: tiny_vit.model(tiny_vit.small_reduction(name)) for name in METHODS}
+LEARNED = [name for name, model in MODELS.items() if model.has_selectors]
 assert LEARNED
 
 
