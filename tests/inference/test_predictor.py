@@ -134,10 +134,8 @@ def test_simultaneous_calls_get_their_own_results(predictor, pictures):
     expected = predictor(pictures)
 
     def ask(number):
-        results = predictor([pictures[number % 3], f"no{number}.png"])
-        return close(results[0], expected[number % 3]) and f"no{number}." in str(
-            results[1]
-        )
+        result, error = predictor([pictures[number % 3], f"no{number}.png"])
+        return close(result, expected[number % 3]) and f"no{number}." in str(error)
 
     with concurrent.futures.ThreadPoolExecutor(40) as callers:
         assert all(callers.map(ask, range(200)))
