@@ -6,7 +6,6 @@ SQLite keeps the file whole when its writer is killed, and lets one process writ
 import contextlib
 import hashlib
 import json
-import math
 import os
 import pathlib
 import sqlite3
@@ -196,13 +195,8 @@ def read_features(file: str | os.PathLike) -> tuple[list[str], np.ndarray]:
     """
     with _connect(file, "rw") as connection:
         shape = _read_made_by(connection)["vector"]
-        (count,) = connection.execute("SELECT count(*) FROM photographs").fetchone()
-        paths = []
-        buffer = bytearray(4 * count * math.prod(shape))
         query = "SELECT path, vector FROM photographs ORDER BY path"
-        start = 0
-        for path, vector in connection.execute(query):
-            paths.append(path)
-            buffer[start : start + len(vector)] = vector
-            start += len(vector)
-    return paths, np.ndarray((count, *shape), DTYPES["vector"], buffer)
+        rows = connection.execute(query).fetchall()
+    buffer = bytearray().join([vector for _, vector in rows])
+    vectors = np.ndarray((len(rows), *shape), DTYPES["vector"], buffer)
+    return [path for path, _ in rows], vectors

@@ -57,15 +57,12 @@ def refusal_reason(model: ViT) -> str | None:
     return None
 
 
-def find_directions(
-    vit: Pretrained, images: Any = None
-) -> Float[np.ndarray, "blocks heads head_dim"]:
+def find_directions(vit: Pretrained) -> Float[np.ndarray, "blocks heads head_dim"]:
     """Find, for every head, the direction its logits use least, a unit vector.
 
-    images: [B, H, W, 3], uint8 or normalized; None: this package's eight photographs
+    The logits are those of this package's eight photographs.
     """
-    if images is None:
-        images = sample_photographs(vit.image_size)
+    images = sample_photographs(vit.image_size)
     exact = {"attention_impl": "xla", "dtype": "float32"}
     dense_model = vit.reduced_model(None).with_execution(**exact)
     with announced_work("finding the directions of sizes"):

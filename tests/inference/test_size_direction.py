@@ -57,7 +57,7 @@ def photographs(vit):
 def folded_model(vit):
     """(directions, model, variables, images); the model gives the directions up."""
     images = photographs(vit)
-    u = size_direction.find_directions(vit, images)
+    u = size_direction.find_directions(vit)
     model, variables = size_direction.fold_sizes(vit.model, vit.variables, u)
     return u, model, variables, normalize(images, vit.config.mean, vit.config.std)
 
@@ -90,7 +90,7 @@ def test_the_mean_query_gains_the_log_size():
     """It is 1 along the direction, like all queries. Block 1 first has sizes."""
     vit = tiny_vit.pretrained("peaks:blocks=(0,1):keep_rate=0.6")
     images = photographs(vit)
-    u = size_direction.find_directions(vit, images)
+    u = size_direction.find_directions(vit)
     images = normalize(images, vit.config.mean, vit.config.std)
     plain = run_method_results("project_heads", vit.model, vit.variables, images)[1]
     folded = size_direction.fold_sizes(vit.model, vit.variables, u)
