@@ -60,7 +60,11 @@ def evaluate(
         result = accuracy.evaluate_weights(program.model, program.variables, batches)
     else:  # on one device, so this process reads all batches
         batches = images.read_batches(Placement())
-        step = accuracy.make_program_step(lambda x: jax.device_put(program(x)))
+
+        def compute_logits(pixels):
+            return jax.device_put(program(pixels))  # an exported file gives NumPy
+
+        step = accuracy.make_program_step(compute_logits)
         result = accuracy.evaluate_model(step, None, batches)
     # After the pass, which finds unreadable images.
     return result.metrics | images.model_facts(model)

@@ -98,7 +98,8 @@ class LabeledImages:
         origin = vit.origin
         if isinstance(vit, Pretrained):
             reduction = vit.reduction
-            recovered_name = vit.recovered_variant and vit.recovered_variant.name
+            variant = vit.recovered_variant
+            recovered_name = variant.name if variant else None
         else:
             reduction = vit.facts["method"]
             recovered_name = vit.facts.get("recovered")
