@@ -137,7 +137,7 @@ def check_agreement(process):
     model = types.SimpleNamespace(execution=execution)
 
     def check_settings(config=config, names=("ant", "bee"), count=7):
-        train = ArraySource(np.zeros((count, 1, 1, 3)), class_names=names)
+        train = ArraySource(np.zeros((count, 1, 1, 3)), -1, 2, names)
         data = types.SimpleNamespace(train=train, val=train)
         check_same_settings(False, config, model, data)
 
