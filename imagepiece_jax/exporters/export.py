@@ -147,6 +147,7 @@ class Export:
         earlier_weights = str(earlier_facts.get("external_data"))
         staged_graph = staging / self.graph_file.relative_to(self.folder)
         graph, *weights = program_facts.program_files(staged_graph)
+        # A kill leaves no graph without its weights, and no JSON before its graph.
         first = [*weights, graph, program_facts.facts_file(graph)]
         all_files = filter(pathlib.Path.is_file, staging.rglob("*"))
         staged_files = dict.fromkeys([*first, *all_files])  # each once

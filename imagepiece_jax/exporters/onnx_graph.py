@@ -378,7 +378,8 @@ class Graph:
         if source_kind == "Reshape":
             source_kind, operands, _ = self._node_of_value[operands[0].name]
         if source_kind == "ReduceSum" and kind == "Div":
-            summand, axes = operands[0], operands[1].array
+            summand = operands[0]
+            axes = operands[1].array
             if axes is not None and number == math.prod(summand.shape[i] for i in axes):
                 mean = self.add_reduction("ReduceMean", summand, axes, keepdims=True)
                 return self.reshape(mean, value.shape)
