@@ -54,15 +54,9 @@ MODELS = {
     "peaks .5": f"peaks:macs=0.5:{STAGES}",
     "peaks .4": "peaks:macs=0.4:counts=proportional-1",
     "0.5": "0.5",
-    "dense at 192 pixels": DENSE,
-    "dense at 176 pixels": DENSE,
-    "dense at 160 pixels": DENSE,
 }
-SIDES = {
-    "dense at 192 pixels": 192,
-    "dense at 176 pixels": 176,
-    "dense at 160 pixels": 160,
-}
+SIDES = {f"dense at {side} pixels": side for side in (192, 176, 160)}
+MODELS |= dict.fromkeys(SIDES, DENSE)
 TIMM = {"deit_ti": "deit_tiny_patch16_224", "deit_s": "deit_small_patch16_224"}
 SIDE = 224
 RUNTIMES = ("onnxruntime", "OpenVINO", "LiteRT", "JAX", "PyTorch")
@@ -126,22 +120,29 @@ def measure_batch(size, batch, models=(), threads=2, runtimes=RUNTIMES, clock="w
         if threads > 1:
             program = optimize(vit, batch_size=batch, dtype="float32")
             calls["JAX"] = _jax_call(program, images)
-        for runtime in [runtime for runtime in runtimes if runtime in calls]:
-            jobs[runtime, name] = timer.TimedCall(calls[runtime])
+        for runtime in runtimes:
+            if runtime in calls:
+                jobs[runtime, name] = timer.TimedCall(calls[runtime])
     if importlib.util.find_spec("timm") and not models and threads > 1:
         call = _timm_call(size, random_images(batch, SIDE), threads)
         jobs["PyTorch", "dense"] = timer.TimedCall(call)
     read_clock = time.process_time if clock == "processor" else time.perf_counter
     times = timer.time_in_turns(jobs, RULES, read_clock, lambda: time.sleep(0.1))
     rows = []
-    for runtime, name in times:
-        rates = timer.find_spread([batch / seconds for seconds in times[runtime, name]])
-        ratios = timer.paired_speedups(times[runtime, "dense"], times[runtime, name])
-        row = {"size": size, "batch": batch, "runtime": runtime, "model": name}
-        row |= {"rate": rates, "ratio": timer.find_spread(ratios)}
-        row |= {"macs": macs["dense"] / macs[name]}
-        row["reduction"] = MODELS.get(name, name)
-        rows.append(row | {"image_size": SIDES.get(name, SIDE)})
+    for (runtime, name), seconds in times.items():
+        ratios = timer.paired_speedups(times[runtime, "dense"], seconds)
+        row = {
+            "size": size,
+            "batch": batch,
+            "runtime": runtime,
+            "model": name,
+            "rate": timer.find_spread([batch / turn for turn in seconds]),
+            "ratio": timer.find_spread(ratios),
+            "macs": macs["dense"] / macs[name],
+            "reduction": MODELS.get(name, name),
+            "image_size": SIDES.get(name, SIDE),
+        }
+        rows.append(row)
     return rows
 
 

@@ -194,9 +194,8 @@ def clip_config(**fields):
 def transformers_clip():
     """Both towers; OpenCLIP's models have the exact GELU there."""
     vision = clip_config(hidden_act="gelu").to_dict()
-    sizes = transformers.CLIPConfig(
-        text_config=TEXT, vision_config=vision, projection_dim=CLASSES
-    )
+    towers = {"text_config": TEXT, "vision_config": vision}
+    sizes = transformers.CLIPConfig(**towers, projection_dim=CLASSES)
 
     def embedding(model, x):
         return model.visual_projection(model.vision_model(x).pooler_output)
@@ -224,11 +223,10 @@ def transformers_siglip():
     """Both towers. SigLIP 2 of a fixed size is the same model."""
 
     def pooled(model, x):
-        return model.vision_model(x).pooler_output
+        return pooler(model.vision_model, x)
 
-    name = "vit_base_patch16_siglip_224"
     kind = transformers.SiglipModel
-    return of_transformers(kind, siglip_config(), name, pooled)
+    return of_transformers(kind, siglip_config(), "vit_base_patch16_siglip_224", pooled)
 
 
 def transformers_siglip_classifier():
@@ -267,7 +265,8 @@ def deit3():
 def mae():
     """The encoder of pre-training; the decoder and the mask token are left out."""
     model = of_timm()
-    more = {
+    tensors = memory(model)
+    tensors |= {
         "mask_token": noise(1, 1, 8),
         "decoder_embed.weight": noise(8, WIDTH),
         "decoder_pos_embed": noise(1, GRID + 1, 8),
@@ -275,9 +274,7 @@ def mae():
         "decoder_norm.weight": noise(8),
         "decoder_pred.bias": noise(48),
     }
-    return Original(
-        memory(model) | more, run(model), config_like("vit_base_patch16_224.mae")
-    )
+    return Original(tensors, run(model), config_like("vit_base_patch16_224.mae"))
 
 
 def mae_finetuned():
@@ -302,6 +299,9 @@ DINOV2 = (
     ("embeddings.", ""),
     ("encoder.layer.", "blocks."),
     ("attention.o_proj.", "attn.proj."),
+    *((f"attention.{part}_proj.", "attn.qkv.") for part in "qkv"),
+    ("mlp.gate_proj.", "mlp.w12."),
+    ("mlp.up_proj.", "mlp.w12."),
     ("layer_scale1.lambda1", "ls1.gamma"),
     ("layer_scale2.lambda1", "ls2.gamma"),
     ("mlp.down_proj.", "mlp.w3."),
@@ -311,22 +311,12 @@ DINOV2 = (
 
 def as_dinov2(tensors):
     """Tensors of transformers' DINOv2 by the names of the original."""
-    renamed = {}
-    groups = collections.defaultdict(list)
+    parts = collections.defaultdict(list)  # q, k and v, or gate and up, are one
     for name, tensor in tensors.items():
         for theirs, ours in DINOV2:
             name = name.replace(theirs, ours)
-        for part in ("attention.q_proj", "attention.k_proj", "attention.v_proj"):
-            if part in name:
-                groups[name.replace(part, "attn.qkv")].append(tensor)
-                break
-        else:
-            if "gate_proj" in name or "up_proj" in name:
-                name = name.replace("gate_proj", "w12").replace("up_proj", "w12")
-                groups[name].append(tensor)
-            else:
-                renamed[name] = tensor
-    return renamed | {name: np.concatenate(parts) for name, parts in groups.items()}
+        parts[name].append(tensor)
+    return {name: np.concatenate(tensors) for name, tensors in parts.items()}
 
 
 def dinov2():
@@ -342,11 +332,9 @@ def dinov2_registers():
     original = named_in_transformers("dinov2_registers")
     tensors = as_dinov2(original.also[0])
     teacher = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
-    heads = {
-        "dino_head.mlp.0.weight": noise(8, WIDTH),
-        "ibot_head.mlp.0.bias": noise(8),
-    }
-    return dataclasses.replace(original, tensors=tensors, also=(teacher | heads,))
+    teacher["dino_head.mlp.0.weight"] = noise(8, WIDTH)
+    teacher["ibot_head.mlp.0.bias"] = noise(8)
+    return dataclasses.replace(original, tensors=tensors, also=(teacher,))
 
 
 # CLIP's image tower, with the modules and names of OpenAI's clip/model.py and of
@@ -576,17 +564,12 @@ def big_vision_siglip():
     """Both towers; also with stacked blocks, as a scan has them."""
     name = "vit_base_patch16_siglip_224"
     original = of_google(GoogleViT("map", classes=0), name, "params/img/", GOOGLE_TEXT)
-    scan = {}
-    blocks = {}
-    for path, value in original.tensors.items():
-        start, block, rest = path.partition("encoderblock_")
-        if block and "txt" not in path:
-            number, _, rest = rest.partition("/")
-            blocks.setdefault(f"{start}encoderblock/{rest}", {})[int(number)] = value
-        else:
-            scan[path] = value
-    for path, parts in blocks.items():
-        scan[path] = np.stack([parts[i] for i in range(DEPTH)])
+    scan = dict(original.tensors)
+    for path in original.tensors:
+        if "encoderblock_0" in path and "txt" not in path:
+            paths = [path.replace("block_0", f"block_{i}") for i in range(DEPTH)]
+            stacked = np.stack([scan.pop(block_path) for block_path in paths])
+            scan[path.replace("block_0", "block")] = stacked
     return dataclasses.replace(original, also=(scan,))
 
 

@@ -80,9 +80,8 @@ def prepare_torch():
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-def torch_workloads(cases):
-    """{label: Workload} of timm's model; our `cases` are of its size."""
-    case, *_ = cases
+def torch_workloads(case):
+    """{label: Workload} of timm's model of our case's size."""
     macs = TRAINING_MAC_FACTOR * model_macs(case.vit.reduced_model(None))
     timm_workloads = {}
     for variant in VARIANTS:

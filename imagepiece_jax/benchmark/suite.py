@@ -78,13 +78,12 @@ def time_groups(
     case_groups: Sequence[Mapping[str, BenchmarkCase]],
     timing: timer.Timing,
     file: str | None = None,
-    make_workloads: Callable[[list[BenchmarkCase]], Mapping[str, Workload]]
-    | None = None,
+    make_more: Callable[[BenchmarkCase], Mapping[str, Workload]] | None = None,
 ) -> None:
     """Time and print every group. A group's programs take turns.
 
     file: for JSON lines, one per workload, rewritten after every group
-    make_workloads: function from a group's cases to further workloads to time
+    make_more: function from a group's first case to further workloads to time
     """
     first_case = next(iter(case_groups[0].values()))
     libraries = [name for name in ("torch", "timm") if name in sys.modules]
@@ -100,18 +99,18 @@ def time_groups(
     weights_text = "random weights"
     if first_case.weights_path is not None:
         weights_text = f"weights of {first_case.weights_path}"
-    device_text = f"{timing_columns['device']}, {timing_columns['dtype']}"
+    device_text = f"{timing_columns['device']}, {first_case.dtype}"
     print(f"{device_text}, {weights_text}, random images", flush=True)
     json_lines = []
     for cases in case_groups:
         workloads = {name: case.compile_workload() for name, case in cases.items()}
-        if make_workloads:
-            workloads.update(make_workloads([*cases.values()]))
+        batch_case = next(iter(cases.values()))
+        if make_more:
+            workloads.update(make_more(batch_case))
         timed_calls = {name: w.timed_call for name, w in workloads.items()}
         with announced_work(f"measuring {', '.join(timed_calls)}, in turns"):
             seconds_per_call = timer.time_in_turns(timed_calls, timing)
-        batch_size = next(iter(cases.values())).batch_size
-        shared_columns = timing_columns | {"batch_size": batch_size}
+        shared_columns = timing_columns | {"batch_size": batch_case.batch_size}
         rows = make_speed_rows(workloads, seconds_per_call, shared_columns)
         print(f"\n{first_case.mode}\n{format_speeds(rows)}", flush=True)
         json_lines += [json.dumps(row) + "\n" for row in rows]

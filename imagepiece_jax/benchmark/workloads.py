@@ -220,10 +220,8 @@ def make_training_step(
     teacher = None
     if run.needs_teacher:  # a teacher of the student's size
         head_only = not run.reduction.method.needs_teacher
-        dense_model = run.create_dense_model()
-        teacher_model = dense_model.with_execution(
-            drop_path_rate=0, head_only=head_only
-        )
+        execution = {"drop_path_rate": 0, "head_only": head_only}
+        teacher_model = run.create_dense_model().with_execution(**execution)
         adapted_teacher = adapt_model(teacher_model)
         teacher = Teacher(adapted_teacher, model.config.mean, model.config.std)
     step = functools.partial(

@@ -1,7 +1,6 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 
 import imagepiece_jax
@@ -39,29 +38,18 @@ def test_facts_describe_images_and_logits(problem_type, activation):
     assert Preprocessing(20, **crop) == prepared
 
 
-def test_large_weights_are_beside_an_onnx_file_and_named(
-    weights, tmp_path, monkeypatch
-):
-    runtime = pytest.importorskip("onnxruntime")
+def test_large_weights_are_beside_an_onnx_file(weights, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
     out = tmp_path / "model.onnx"
     facts_file = tmp_path / "model.onnx.json"
-
-    def run_export():
-        ended = call(export.main, weights, out, "--pixels").ok()
-        return json.loads(facts_file.read_text()).get("external_data"), ended.out
-
-    with monkeypatch.context() as patch:
-        patch.setattr(onnx_format, "MAX_PROTOBUF_BYTES", 20_000)
-        name, printed = run_export()
-        assert f"{out} and {tmp_path / name}" in printed
-        pixels = np.zeros((1, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
-        (logits,) = runtime.InferenceSession(out).run(None, {"images": pixels})
-        assert run_export()[0] == name
-        assert {*tmp_path.iterdir()} == {out, facts_file, tmp_path / name}
-    assert run_export()[0] is None
+    monkeypatch.setattr(onnx_format, "MAX_PROTOBUF_BYTES", 20_000)
+    printed = call(export.main, weights, out).ok().out
+    weights_file = tmp_path / json.loads(facts_file.read_text())["external_data"]
+    assert f"{out} and {weights_file}" in printed
+    assert {*tmp_path.iterdir()} == {out, facts_file, weights_file}
+    monkeypatch.undo()
+    call(export.main, weights, out).ok()
     assert {*tmp_path.iterdir()} == {out, facts_file}
-    logits_inside = runtime.InferenceSession(out).run(None, {"images": pixels})[0]
-    np.testing.assert_allclose(logits_inside, logits, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

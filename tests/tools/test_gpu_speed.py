@@ -17,10 +17,6 @@ def small(monkeypatch):
     monkeypatch.setitem(gpu_speed.CASES, "deit_ti", case)
 
 
-def read_rows(file):
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
 def test_settings_are_timed_beside_the_dense_model(tmp_path):
     """One setting in all of its ways, also in the smallest batch."""
     file = tmp_path / "times"
@@ -28,7 +24,7 @@ def test_settings_are_timed_beside_the_dense_model(tmp_path):
     words += ["--size-forms", "bias", "direction"]
     words += ["--precisions=highest", f"--times={file}"]
     out = call(gpu_speed.main, *words).ok().out
-    rows = read_rows(file)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
     ways = [("dense", None), ("half", "bias"), ("half", "direction")]
     assert [(row["model"], row["sizes"]) for row in rows] == 2 * ways
     assert [row["batch"] for row in rows] == 3 * [5] + 3 * [1]

@@ -5,7 +5,7 @@ without onnxruntime (.venv-webgpu/bin/python of `make .venv-webgpu/installed`), 
 Vulkan driver, which VK_ICD_FILENAMES may name.
 """
 
-import functools
+import itertools
 import json
 import os
 import subprocess
@@ -47,76 +47,41 @@ needs_webgpu = pytest.mark.skipif(
 )
 
 
-def method_graph(name, batch_size, dtype):
-    model = short_model(name)
+def model_graph(model, dtype="float32", batch_size=None):
     typed = model.with_execution(dtype=np.dtype(dtype))
     vit = Pretrained(typed, tiny_vit.variables(model))
     return onnx_runs.build_onnx(vit, batch_size=batch_size)
 
 
-def architecture_graph(name, reduction="tome:r=2:inflection=-1.0", depth=2):
-    model = narrow_model(name, reduction, depth)
-    return onnx_runs.build_onnx(Pretrained(model, tiny_vit.variables(model)))
-
-
-def output_graph(reduction, output, batch_size):
-    vit = tiny_vit.pretrained(reduction, depth=2)
-    return onnx_runs.build_onnx(vit, output, batch_size=batch_size)
-
-
-def layout_graph(folder, make, layout):
-    vit = make("tome:r=4")
-    return onnx.load(imagepiece_jax.export(vit, folder, layout=layout))
-
-
-def float_graphs(folder):
-    """{name: function that makes a graph of float32 or float16}."""
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """{name: graph of float32 or float16}."""
     graphs = {}
     for name in NAMES:
-        make = functools.partial(method_graph, name, None, "float32")
-        graphs[f"{name}-float32"] = make
+        graphs[f"{name}-float32"] = model_graph(short_model(name))
     for name in ("imagepiece", "mctf", "peaks", "token_learner", "tome"):
-        make = functools.partial(method_graph, name, 1, "float16")
-        graphs[f"{name}-float16"] = make
-    for number, (make, layout, *_) in enumerate(test_tower.CASES):
-        place = folder / str(number)
-        graphs[place.name] = functools.partial(layout_graph, place, make, layout)
-    archs = FAMILIES | ARCHITECTURES
-    for name in covering_architectures(archs, 1):  # registers, rotary positions
-        graphs[name] = functools.partial(architecture_graph, name)
-    for name in ROTARY.values():
-        for reduction in (MERGED, MEANS):
-            title = f"{name}-{reduction.partition(':')[0]}"
-            graphs[title] = functools.partial(architecture_graph, name, reduction, 3)
-    for reduction in (
-        tiny_vit.with_fields(tiny_vit.FUSED, blocks=(0,)),
-        "tome:r=4",
-        MEANS,
-        "mctf:r=3",
-    ):
+        graphs[f"{name}-float16"] = model_graph(short_model(name), "float16", 1)
+    for make, layout, *_ in test_tower.CASES:
+        folder = tmp_path_factory.mktemp("layouts")
+        file = imagepiece_jax.export(make("tome:r=4"), folder, layout=layout)
+        graphs[folder.name] = onnx.load(file)
+    for name in covering_architectures(FAMILIES | ARCHITECTURES, 1):
+        graphs[name] = model_graph(narrow_model(name, "tome:r=2:inflection=-1.0", 2))
+    for name, reduction in itertools.product(ROTARY.values(), (MERGED, MEANS)):
+        title = f"{name}-{reduction.partition(':')[0]}"
+        graphs[title] = model_graph(narrow_model(name, reduction, 3))
+    fused = tiny_vit.with_fields(tiny_vit.FUSED, blocks=(0,))
+    for reduction in (fused, "tome:r=4", MEANS, "mctf:r=3"):
+        vit = tiny_vit.pretrained(reduction, depth=2)
         for output, batch_size in (("features", 1), ("patches", None)):
-            title = f"{output}-{reduction.partition(':')[0]}"
-            make = functools.partial(output_graph, reduction, output, batch_size)
-            graphs[title] = make
+            graph = onnx_runs.build_onnx(vit, output, batch_size=batch_size)
+            graphs[f"{output}-{reduction.partition(':')[0]}"] = graph
     return graphs
 
 
-@pytest.fixture(scope="module")
-def graphs(tmp_path_factory):
-    """`float_graphs`; each is made once."""
-    makers = {}
-    for name, make in float_graphs(tmp_path_factory.mktemp("layouts")).items():
-        makers[name] = functools.cache(make)
-    return makers
-
-
 def test_every_graph_has_webgpus_operators(graphs):
-    leaving_by_graph = {}
-    for name, make in graphs.items():
-        leaving = count_leaving_nodes(make())
-        if leaving:
-            leaving_by_graph[name] = dict(leaving)
-    assert not leaving_by_graph
+    leaving = {name: count_leaving_nodes(graph) for name, graph in graphs.items()}
+    assert not {name: dict(nodes) for name, nodes in leaving.items() if nodes}
     assert len(graphs) > len(NAMES) + len(test_tower.CASES) + 20
 
 
@@ -205,10 +170,10 @@ FLOAT16 = 0.02
 def test_onnxruntime_runs_every_graph_on_webgpu(graphs, tmp_path):
     files = []
     operators = set()
-    for name, make in graphs.items():
+    for name, graph in graphs.items():
         files.append(tmp_path / f"{name}.onnx")
-        onnx.save(make(), files[-1])
-        operators |= {node.op_type for node in make().graph.node}
+        onnx.save(graph, files[-1])
+        operators |= {node.op_type for node in graph.graph.node}
     leaving = {}
     for name, row in measure_placement(files).items():
         if has_left(row, FLOAT16 if name.endswith("float16") else FLOAT32):

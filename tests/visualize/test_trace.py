@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.errors import RunError
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.visualize import trace as trace_module
 from imagepiece_jax.visualize.trace import Stage, trace_tokens, write_traces
@@ -57,11 +56,6 @@ def test_predictions_come_from_the_logits(imagepiece):
     assert_close(traced.confidence, shares.max(axis=1), units=128)
 
 
-def test_a_projection_predicts_no_class(images):
-    model = tiny_vit.model("tome:r=3", depth=1, problem_type="projection")
-    assert trace_tokens(model, tiny_vit.variables(model), images[:1]).top_labels is None
-
-
 def test_a_trace_ends_at_learned_tokens(images):
     model = tiny_vit.model(LEARNER, depth=2)
     traced = trace_tokens(model, tiny_vit.variables(model), images)
@@ -70,9 +64,11 @@ def test_a_trace_ends_at_learned_tokens(images):
 
 
 def test_without_a_class_token_all_tokens_are_traced(images):
-    model = tiny_vit.model("tome:r=3", class_token=False, depth=1)
+    fields = {"class_token": False, "problem_type": "projection"}
+    model = tiny_vit.model("tome:r=3", depth=1, **fields)
     traced = trace_tokens(model, tiny_vit.variables(model), images[:1])
     assert traced.num_tokens == traced.stages[0].num_tokens == 22
+    assert traced.top_labels is None  # a projection has no classes
 
 
 def test_traces_are_written(tmp_path):
@@ -92,5 +88,3 @@ def test_traces_are_written(tmp_path):
     assert [stage["source"] for stage in learner["stages"]] == [None]
     assert dense["stages"] == []
     assert dense["tokens"] == 6
-    with pytest.raises(RunError, match=r"provenance.json cannot be written \(No such"):
-        write_traces(tmp_path / "gone", ["a", "b"], methods, traced)
