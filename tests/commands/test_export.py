@@ -114,7 +114,7 @@ def exported(tmp_path_factory):
         (evaluate.main, ["digits", "--optimized"], "optimized is for weights"),
         (benchmark.main, ["--reductions=0.5"], "are for weights"),
         (benchmark.main, ["--batch-size=3"], "batch_size is 3, not 2"),
-        (describe.main, [], "exported program"),
+        (describe.main, [], "m.onnx ends in none of"),
     ],
 )
 def test_arguments_of_weights_are_refused_for_a_file(exported, main, words, message):
@@ -142,5 +142,5 @@ def test_a_file_without_its_description_is_refused(exported, tmp_path, text):
 def test_a_file_is_not_loaded(tmp_path):
     file = tmp_path / "half.onnx"
     file.touch()
-    with refused("half.onnx", "onnxruntime"):
+    with refused("half.onnx ends in none of"):
         imagepiece_jax.load(file)
