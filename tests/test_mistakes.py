@@ -31,7 +31,7 @@ MISTAKES = [
     ("describe deit_ti --reduction peaks:macs=.01", 2, "nearest"),
     ("predict weights a.png --checkpoint best", 2, "checkpoint"),
     ("predict weights a.png --averaged", 2, "averaged"),
-    ("predict weights a.png --config deit_ti", 2, "depth"),
+    ("predict weights a.png --config deit_ti", 2, "shape"),
     ("predict weights a.png --num-classes 7", 2, "--num-classes"),
     ("predict weights a.png --image-size big", 2, "big"),
     ("describe deit_ti --reduction 50%", 2, "share"),
