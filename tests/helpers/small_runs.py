@@ -78,7 +78,7 @@ def arrays(workdir, kind):
     return arrays
 
 
-def draw_untrained(model, seed):
+def draw_untrained(model, seed, parts=None):
     """Like `draw_variables`, but NumPy draws, so nothing is compiled."""
     rng = np.random.default_rng(seed)
     leaves = traverse_util.flatten_dict(variable_shapes(model))
@@ -86,6 +86,8 @@ def draw_untrained(model, seed):
         is_one = path[-1] in ("scale", "var")
         spread = 0.0 if is_one or path[-1] in ("bias", "mean") else 0.02
         leaves[path] = rng.normal(float(is_one), spread, leaf.shape).astype(leaf.dtype)
+    if parts is not None:  # path[0] is the collection
+        leaves = {path: leaf for path, leaf in leaves.items() if path[1] in parts}
     return traverse_util.unflatten_dict(leaves)
 
 
