@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import shutil
 
 import jax
@@ -10,7 +9,7 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.inference.optimize import fold_and_cast
-from imagepiece_jax.models import registry, timm_tensors
+from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import PROBLEM_TYPES
 from imagepiece_jax.models.create import create_model
@@ -48,9 +47,6 @@ MODELS = {
     "distilled, positions of patches": {
         "arch": {"dist_token": True, "prefix_positions": False}
     },
-    "mean": {"arch": {"pool": "mean"}},
-    "fc_norm": {"arch": {"fc_norm": True, "final_norm": False}},
-    "large eps": {"arch": {"norm_eps": 1e-3}},
     "4 x 9 patches": {"image_size": (16, 36)},  # a square number of them
     "numbers of NumPy": {"num_classes": np.int64(7), "mean": np.full(3, 0.5)}
     | {"std": np.full(3, 0.5), "reduction": ToMe(r=np.int64(3))},
@@ -61,10 +57,8 @@ MODELS = {
     "facts": {"class_names": ("a", None, *"cdefg"), "problem_type": PROBLEM_TYPES[1]}
     | {"preprocessing": {**SQUASHED, "rule": "transformers"}},
     "prop_attn": {"reduction": "evit:blocks=(1,)", "prop_attn": True},
-    "no pool": {"arch": Architecture(pool="none"), "num_classes": 0},
     "post_norm": {"arch": Architecture(post_norm=True)},
-    "pool_heads": {"arch": Architecture(pool="map", pool_heads=1)},
-    "pool_mlp_ratio": {"arch": Architecture(pool="map", pool_mlp_ratio=1.5)},
+    "map": {"arch": Architecture(pool="map", pool_heads=1, pool_mlp_ratio=1.5)},
 }
 
 
@@ -99,34 +93,20 @@ def test_a_saved_model_loads_unchanged(tmp_path, name):
         assert file.read_bytes() == (again / file.name).read_bytes()
 
 
-def test_a_folder_has_dense_tensors_by_timms_names_and_selectors_apart(tmp_path):
+def test_a_folder_has_timms_names_and_selectors_apart(tmp_path):
     vit = make(reduction=DYNAMICVIT)
     folder = imagepiece_jax.save(vit, tmp_path / "m")
-    weights = {"model.safetensors", "selectors.safetensors"}
-    assert {file.name for file in folder.iterdir()} == weights | {"config.json"}
-    dense = {*safetensors.numpy.load_file(folder / "model.safetensors")}
-    learned = {*safetensors.numpy.load_file(folder / "selectors.safetensors")}
+    dense, learned = [
+        {*safetensors.numpy.load_file(folder / f"{name}.safetensors")}
+        for name in ("model", "selectors")
+    ]
     assert not any("reducer" in name for name in dense)
-    assert learned and all(name.startswith("reducer.1.") for name in learned)
     assert dense | learned == timm_tensors.to_timm(vit.variables).keys()
 
 
 def describe_model(name, class_names=None, reduction=None, **fields):
     model = create_model(named_models.config(name, **fields), reduction)
     return make_config_fields(Pretrained(model, {"params": {}}, class_names))
-
-
-PUBLIC = ["vit_small_patch14_reg4_dinov2.lvd142m", "test_vit3.r160_in1k"]
-
-
-@pytest.mark.parametrize("name", [*PUBLIC, "vit_base_patch16_clip_224.openai"])
-def test_a_public_model_keeps_its_architecture(name):
-    """Also the kind of GELU, because timm's architecture may have another."""
-    config = registry.model_config(name)
-    saved = describe_model(name)
-    assert saved["architecture"] == name.partition(".")[0]
-    gelu = {"exact": "gelu", "quick": "quick_gelu"}[config.arch.gelu]
-    assert saved["model_args"] == {"act_layer": gelu} | {"img_size": config.image_size}
 
 
 def test_a_public_models_config_has_timms_fields():
@@ -137,17 +117,16 @@ def test_a_public_models_config_has_timms_fields():
     images = {"input_size": [3, 64, 64], "mean": (0.5,) * 3, "crop_pct": 0.9}
     images |= {"crop_mode": "squash", "interpolation": "bilinear"}
     assert images.items() <= saved["pretrained_cfg"].items()
-    defaults = describe_model("test_vit", crop=None)["pretrained_cfg"]
-    assert (defaults["crop_pct"], defaults["crop_mode"]) == (0.875, "center")
+    # timm's architecture may have another GELU than the published weights.
+    clip = describe_model("vit_base_patch16_clip_224.openai")
+    assert clip["architecture"] == "vit_base_patch16_clip_224"
+    assert clip["model_args"] == {"act_layer": "quick_gelu", "img_size": 224}
 
 
 def test_a_given_reduction_has_its_own_prop_attn(tmp_path):
     imagepiece_jax.save(make(reduction="tome:r=3:prop_attn=False"), tmp_path / "m")
     for given, expected in (("trained", False), ("tome:r=3", True), (None, False)):
         assert imagepiece_jax.load(tmp_path / "m", given).model.prop_attn is expected
-    with warns_untrained():
-        fresh = imagepiece_jax.load(tmp_path / "m", num_classes=3)
-    assert (fresh.config.num_classes, fresh.reduction.name) == (3, "tome")
 
 
 THREE = (0.1, 0.2, 0.3)
@@ -162,6 +141,8 @@ CONFIG = "imagepiece_jax.config"
         ("pretrained_cfg.std", THREE, "pretrained_cfg.std is (0.1, 0.2, 0.3), but"),
         (f"{CONFIG}.preprocessing.image_size", 32, "config says (3, 32, 32)"),
         ("imagepiece_jax.reduction", "evit:keep_rate=2", "keep_rate is 2"),
+        ("imagepiece_jax.class_names", ["a"], "class_names"),
+        ("imagepiece_jax.untrained", 3, "unknown field"),
     ],
 )
 def test_a_changed_config_is_refused(changed, value, message):
@@ -177,48 +158,35 @@ def test_a_changed_config_is_refused(changed, value, message):
         parse_config(config, {})
 
 
-@pytest.mark.parametrize(
-    "field, value",
-    [("dtype", "x"), ("class_names", ["a"]), ("untrained", 3), ("config", {})],
-)
-def test_a_value_of_another_form_is_refused(field, value):
-    config = json.loads(json.dumps(make_config_fields(make())))
-    config["imagepiece_jax"][field] = value
-    with refused("config.json"):
-        parse_config(config, {})
-
-
 def learned(seed):
     vit = make(reduction=DYNAMICVIT)
-    return vit.with_variables(tiny_vit.fill(variable_shapes(vit.model), seed))
+    return vit.with_variables(tiny_vit.variables(vit.model, seed))
 
 
 def recover(seed):
     vit = make()
-    vit = vit.with_variables(tiny_vit.variables(vit.model, seed=seed))
+    vit = vit.with_variables(tiny_vit.variables(vit.model, seed))
     return recovered(vit, reductions=(f"tome:r={seed}",))
 
 
 @pytest.mark.parametrize(
-    "models, files",
-    [
-        (lambda: (learned(1), learned(2)), ("model", "selectors", "config")),
-        (lambda: (recover(1), recover(2)), ("model", "recovered", "config")),
-        # Files left behind by another copy.
-        (lambda: (make(), learned(2)), ("selectors",)),
-        (lambda: (make(), recover(2)), ("recovered",)),
-    ],
+    "make_other, name", [(learned, "selectors"), (recover, "recovered")]
 )
-def test_files_of_two_models_are_refused(tmp_path, models, files):
-    first_vit, second_vit = models()
-    first = imagepiece_jax.save(first_vit, tmp_path / "one")
-    second = imagepiece_jax.save(second_vit, tmp_path / "other")
-    for name in files:
-        (file,) = second.glob(f"{name}.*")
-        mixed = shutil.copytree(first, tmp_path / name)
-        shutil.copy(file, mixed)
-        with refused(str(mixed), "belongs to other weights"):
-            imagepiece_jax.load(mixed)
+def test_files_of_two_models_are_refused(tmp_path, make_other, name):
+    """Whichever file was copied, also beside a model without learned parts."""
+    learned_file = f"{name}.safetensors"
+    other = imagepiece_jax.save(make_other(2), tmp_path / "other")
+    first = imagepiece_jax.save(make_other(1), tmp_path / "first")
+    dense = imagepiece_jax.save(make(), tmp_path / "dense")
+    for folder, *files in (
+        (first, "model.safetensors", learned_file, "config.json"),
+        (dense, learned_file),
+    ):
+        for file in files:
+            mixed = shutil.copytree(folder, tmp_path / f"{folder.name}-{file}")
+            shutil.copy(other / file, mixed)
+            with refused(str(mixed), "belongs to other weights"):
+                imagepiece_jax.load(mixed)
     imagepiece_jax.load(first)
 
 
@@ -272,16 +240,14 @@ def test_an_unloadable_model_is_not_saved(tmp_path):
     partial = {"params": {**variables["params"], "norm": {}}}
     spoilt = jax.tree.map(np.array, variables)
     spoilt["params"]["cls_token"][0, 0, 0] = np.nan
-    for vit, *texts in (
+    for vit, text in (
         (Pretrained(evit.clone(reduction=None), variables), "reduction"),
-        (Pretrained(*fold_and_cast(model, variables)), "model", "changed by optimize"),
-        (Pretrained(model, partial), "norm", "missing"),
-        (Pretrained(make(num_classes=3).model, variables), "head", "(7,)"),
-        (Pretrained(model, spoilt), "tensor cls_token"),
+        (Pretrained(*fold_and_cast(model, variables)), "changed by optimize"),
+        (Pretrained(model, partial), "norm"),
+        (Pretrained(model, spoilt), "cls_token has a value that is not finite"),
     ):
-        with refused(*texts) as error:
+        with refused(text):
             imagepiece_jax.save(vit, tmp_path / "m")
-    assert "tensor cls_token has a value that is not finite" in str(error.value)
     assert not (tmp_path / "m").exists()
 
 
@@ -290,7 +256,6 @@ def test_drawn_selectors_stay_untrained(tmp_path):
     with warns_untrained("selectors"):
         imagepiece_jax.save(vit, tmp_path / "m")
     loaded = imagepiece_jax.load(tmp_path / "m")
-    assert loaded.untrained_kinds
     assert (loaded.label, loaded.model) == (vit.label, vit.model)
     assert not imagepiece_jax.load(tmp_path / "m", reduction="none").untrained_kinds
 
@@ -298,22 +263,18 @@ def test_drawn_selectors_stay_untrained(tmp_path):
 def test_a_drawn_head_is_untrained_until_its_values_change(tmp_path):
     file = tiny_vit.write(tmp_path / "w.npz", tiny_vit.pretrained().variables)
     fields = {"config": tiny_vit.model().config, "num_classes": 4}
-    with warns_untrained() as warned:
+    with warns_untrained():
         vit = imagepiece_jax.load(file, reduction=tiny_vit.EVIT, **fields)
-    assert len(warned) == 1
-    assert warned[0].filename == __file__
     assert vit.with_reduction("tome:r=3").label == "tome:r=3 (untrained head)"
     with warns_untrained():
         imagepiece_jax.optimize(vit, batch_size=1)
-    with warns_untrained() as warned:
+    with warns_untrained():
         imagepiece_jax.save(vit, tmp_path / "m")
-    assert warned[0].filename == __file__
     reloaded = imagepiece_jax.load(tmp_path / "m")
-    assert reloaded.untrained_kinds == ("head",)
-    assert reloaded.label == vit.label
+    assert (reloaded.untrained_kinds, reloaded.label) == (("head",), vit.label)
     # Changed values count as trained; without a head nothing was drawn.
     params = reloaded.variables["params"]
     head = jax.tree.map(lambda leaf: leaf + 1, params["head"])
-    variables = {**reloaded.variables, "params": {**params, "head": head}}
-    assert reloaded.with_variables(variables).untrained_kinds == ()
+    trained = {**reloaded.variables, "params": {**params, "head": head}}
+    assert reloaded.with_variables(trained).untrained_kinds == ()
     assert not imagepiece_jax.load(tmp_path / "m", num_classes=0).untrained_kinds
