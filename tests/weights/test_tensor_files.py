@@ -1,13 +1,11 @@
 import json
 import re
-import struct
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.weights.tensor_files import (
     MIN_MODEL_TENSORS,
     open_tensors,
@@ -15,7 +13,6 @@ from imagepiece_jax.weights.tensor_files import (
 )
 from tests.helpers.pth_files import (
     EMPTY,
-    MAGIC,
     NAMESPACE,
     assert_same,
     integer,
@@ -61,34 +58,15 @@ def test_damaged_files_are_refused(tmp_path, name):
     write_pth(tmp_path / "a.pth", content, {"0": values})
     path = tmp_path / name
     good = path.read_bytes()
-    assert read_state_dict(path)["a"][2999] == 2999
-    damaged = [good[:length] for length in (0, 5, 100, len(good) // 2, len(good) - 10)]
-    for content in (*damaged, b"these are no weights" * 100):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=f"{name}: it is damaged or"):
-            read_state_dict(path)
+    middle = len(good) // 2
+    damaged = [b"these are no weights" * 100]
+    damaged += [good[:length] for length in (0, 5, 100, middle, len(good) - 10)]
     if name != "a.safetensors":
-        flipped = bytearray(good)
-        flipped[len(good) // 2] ^= 1
-        path.write_bytes(flipped)
-        with pytest.raises(InputError, match="(?i)damaged.*crc"):
+        damaged.append(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
+    for content in damaged:
+        path.write_bytes(content)
+        with refused(f"{path}: it is damaged or"):
             read_state_dict(path)
-
-
-def test_only_the_chosen_part_of_a_large_file_is_read(tmp_path):
-    """A sparse file of a terabyte with one byte on the disk."""
-    entries = {"small": ((2,), 0, 8), "large": ((2**38,), 8, 8 + 2**40)}
-    header = {
-        name: {"dtype": "F32", "shape": shape, "data_offsets": places}
-        for name, (shape, *places) in entries.items()
-    }
-    text = json.dumps(header).encode()
-    with open(tmp_path / "w.safetensors", "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.write(np.array([3, 4], "<f4").tobytes())
-        file.truncate(8 + len(text) + 8 + 2**40)
-    with open_tensors(tmp_path / "w.safetensors") as tensors:
-        assert tensors["small"].read().tolist() == [3, 4]
 
 
 # PyTorch's files
@@ -121,13 +99,12 @@ def test_pth_views_share_one_storage(tmp_path):
         empty=tensor("0", 12, (0, 3), (3, 1)),
     )
     read = read_state_dict(write_pth(tmp_path / "a.pth", content, {"0": flat}))
-    np.testing.assert_array_equal(read["transposed"], flat.reshape(3, 4).T)
-    np.testing.assert_array_equal(read["column"], [1, 5, 9])
-    assert read["scalar"].shape == ()
-    assert read["scalar"] == 5
-    assert read["empty"].shape == (0, 3)
+    column = np.array([1, 5, 9], "<f4")
+    expected = {"transposed": flat.reshape(3, 4).T, "column": column}
+    expected |= {"scalar": flat[5], "empty": np.zeros((0, 3), "<f4")}
+    assert_same(read, expected)
     read["column"][:] = -1
-    assert read["scalar"] == 5 and read["transposed"].min() == 0, "views share memory"
+    assert read["scalar"] == 5, "views share memory"
 
 
 def test_files_before_pytorch_1_6_are_read(tmp_path):
@@ -148,7 +125,7 @@ PARTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 def index(tmp_path):
     """A model in two parts, with its index, as transformers writes it."""
     first = {"a": np.full(500, 1, "<f4"), "b": np.full(500, 2, "<f4")}
-    # Parts of another save can have equal names, and others.
+    # A part of another save can hold further tensors.
     second = {"a": np.full(500, 9, "<f4"), "c": np.full(500, 3, "<f4")}
     for name, tensors in zip(PARTS, (first, second), strict=True):
         safetensors.numpy.save_file(tensors, tmp_path / name)
@@ -161,6 +138,12 @@ def index(tmp_path):
 def test_parts_are_read_together(index):
     read = read_state_dict(index)
     assert {name: value[0] for name, value in read.items()} == {"a": 1, "b": 2, "c": 3}
+    # A part stays closed until one of its tensors is read.
+    index.with_name(PARTS[1]).unlink()
+    with open_tensors(index) as tensors:
+        assert tensors["b"].read()[0] == 2
+        with pytest.raises(FileNotFoundError, match=PARTS[1]):
+            tensors["c"].read()
 
 
 def test_a_damaged_index_or_part_is_named_alone(index, tmp_path):
@@ -169,9 +152,6 @@ def test_a_damaged_index_or_part_is_named_alone(index, tmp_path):
     with refused(f"weights file {part}: it is damaged or") as caught:
         read_state_dict(index)
     assert PARTS[0] not in str(caught.value)
-    part.unlink()
-    with pytest.raises(FileNotFoundError, match=PARTS[1]):
-        read_state_dict(index)
     index.write_text("{}")
     with refused(index, "weight_map"):
         read_state_dict(index)
@@ -180,41 +160,28 @@ def test_a_damaged_index_or_part_is_named_alone(index, tmp_path):
 # Files of several models
 
 
-def models_under_keys(**values):
-    """Opcodes and storages of {key: a model whose values are all equal}."""
-    content = {}
-    storages = {}
-    for key, value in values.items():
-        opcodes = tensor(key, 2, (2,), (1,))
-        names = [f"{index}.w" for index in range(MIN_MODEL_TENSORS)]
-        content[key] = mapping(**dict.fromkeys(names, opcodes))
-        storages[key] = np.full(2, value, "<f4")
-    return content, storages
-
-
 def first_values(path, model_key=None):
     with open_tensors(path, model_key) as tensors:
         return {float(tensor.read()[0]) for tensor in tensors.values()}
 
 
-def test_the_only_model_is_read_whatever_its_key(tmp_path):
-    """Beside the script's arguments, which may have the key "model"."""
-    content, storages = models_under_keys(encoder=1)
-    arguments = NAMESPACE + mapping(lr=integer(3)) + b"b"
-    whole = mapping(**content, model=arguments, epoch=integer(3))
-    path = write_pth(tmp_path / "one.pth", whole, storages)
-    assert first_values(path) == first_values(path, "encoder") == {1}
-
-
 def test_one_of_several_models_is_chosen_by_its_key(tmp_path):
-    content, storages = models_under_keys(student=1, teacher=2, model_ema=3)
-    center = mapping(center=tensor("student", 2, (2,), (1,)))
-    content |= {"dino_loss": center, "epoch": integer(3)}
+    """Beside the script's arguments, which may have the key "model"."""
+    values = {"student": 1, "teacher": 2, "model_ema": 3}
+    content = {"model": NAMESPACE + mapping(lr=integer(3)) + b"b", "epoch": integer(3)}
+    content["dino_loss"] = mapping(center=tensor("student", 2, (2,), (1,)))
+    storages = {key: np.full(2, value, "<f4") for key, value in values.items()}
+    names = [f"{index}.w" for index in range(MIN_MODEL_TENSORS)]
+    for key in values:
+        content[key] = mapping(**dict.fromkeys(names, tensor(key, 2, (2,), (1,))))
+        if key == "student":  # the only model needs no key
+            path = write_pth(tmp_path / "one.pth", mapping(**content), storages)
+            assert first_values(path) == first_values(path, key) == {1}
     path = write_pth(tmp_path / "dino.pth", mapping(**content), storages)
     for key in (None, "teach"):
         with refused(path, f"checkpoint is {key!r}", "student or teacher or model_ema"):
             first_values(path, key)
-    for key, value in (("student", 1), ("teacher", 2), ("model_ema", 3)):
+    for key, value in values.items():
         assert first_values(path, key) == {value}
 
 
@@ -231,10 +198,6 @@ def test_a_single_state_dict_has_no_keys_and_no_counter(tmp_path):
 # Refused files
 
 
-def rebuild_call(*arguments):
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + b"".join(arguments) + b"tR"
-
-
 def pth(content, **options):
     """A writer of a .pth file with a storage of four floats."""
     storages = {"0": np.ones(4, "<f4")}
@@ -246,11 +209,9 @@ def content_writer(content):
 
 
 ONE = tensor("0", 4, (4,), (1,))
-STORED = ONE.split(b"(", 1)[1].split(integer(0))[0]
-START = integer(0)
 FAKE = NAMESPACE + mapping(key=text("0"), size=integer(9999)) + b"b"
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n("
 UNTYPED = ONE.replace(b"ctorch\nFloatS", b"ctorch.storage\nUntypedS")
-ITEMS = mapping(items=b"cargparse\nNamespace\n")
 TOUCH = b"cos\nsystem\n(" + text("touch marker") + b"tR"
 OLD = mapping(a=old_tensor("0", 4, (4,), (1,)))
 AS_A_VIEW = text("v") + integer(0) + integer(4) + b"\x87"
@@ -262,23 +223,21 @@ IMPOSSIBLE = [  # (tensor of a storage of four floats, its fault)
     (tensor("0", 4, (2,), (-1,), offset=3), "leaves its storage"),
     (tensor("0", 4, (2**20, 2**20), (0, 0)), "leaves its storage"),
     (tensor("0", 5, (2,), (1,)), "storage 0 is cut"),
-    (tensor("1", 4, (2,), (1,)), "archive/data/1"),
     # A storage made by the file itself, a float as offset, and a faked method.
-    (rebuild_call(FAKE, START, ints([9999]), ints([1])), "without storage"),
-    (rebuild_call(STORED, b"G" + bytes(8), ints([4]), ints([1])), "without storage"),
+    (REBUILD + FAKE + integer(0) + ints([9999]) + ints([1]) + b"tR", "without storage"),
+    (ONE.replace(b"Q" + integer(0), b"QG" + bytes(8)), "without storage"),
     (ONE + mapping(read=b"ccollections\nOrderedDict\n") + b"b", ""),
 ]
 REFUSED = [  # name, writer, part of the sentence
     *(("a.pth", pth(mapping(a=x)), f"is damaged.*({said})") for x, said in IMPOSSIBLE),
     ("a.pth", pth(mapping(a=TOUCH)), r"asks for os\.system"),
     ("a.pth", pth(mapping(a=UNTYPED)), "asks for .*; save model.state_dict"),
-    ("a.pth", pth(EMPTY + ITEMS + b"b"), "no named tensors"),
+    ("a.pth", pth(EMPTY), "no named tensors"),
     ("a.pth", pth(mapping(a=integer(3))), "'a' is"),
     ("a.pth", pth(mapping(a=ONE), byteorder="big"), "byte order"),
     ("a.safetensors", content_writer(LFS), "is a Git LFS pointer"),
     ("a.h5", lambda path: None, "ends in none of .npz"),
     # PyTorch before 1.6.
-    ("a.pth", content_writer(MAGIC + bytes(100)), "is damaged"),
     ("a.pth", content_writer(old_torch(OLD)[:-3]), "storage 0 is cut"),
     ("a.pth", content_writer(old_torch(OLD, counts=(3,))), "storage 0 has 3 elements"),
     ("a.pth", content_writer(old_torch(OLD, little=b"\x89")), "byte order"),
