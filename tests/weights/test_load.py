@@ -27,9 +27,6 @@ SIZE |= {"image_size": tiny_vit.SIDE, "num_classes": tiny_vit.CLASSES}
 CONFIG = named_models.config("vit_mini", **SIZE)
 MODEL = imagepiece_jax.create_model(CONFIG)
 SEVERAL = "deit3_small_patch16_224"
-IMAGES = {"input_size": [3, 8, 8], "mean": HALF, "std": HALF}
-TIMM = {"architecture": "vit_tiny_patch16_224", "num_classes": 3}
-TIMM = json.dumps(TIMM | {"pretrained_cfg": IMAGES})
 TAGS = f"{SEVERAL}.fb_in1k, {SEVERAL}.fb_in22k_ft_in1k"
 
 
@@ -61,22 +58,19 @@ def run_folder(path, **fields):
 
 
 def test_a_file_needs_a_public_name_or_a_config(file, tmp_path):
-    message = f"weights file {file} does not name its model"
-    with refused(message):
+    with refused(f"weights file {file} does not name its model"):
         imagepiece_jax.load(file)
     with refused(f"folder {file.parent} does not name its model"):
         imagepiece_jax.load(file.parent)
     assert imagepiece_jax.load(file.parent, config=CONFIG).model == MODEL
-    for config in (None, SEVERAL):
-        with refused(f"'{SEVERAL}' is several different models", TAGS):
-            (tmp_path / f"{SEVERAL}.npz").touch()
-            imagepiece_jax.load(tmp_path / f"{SEVERAL}.npz", config=config)
+    several = tmp_path / f"{SEVERAL}.npz"
+    several.touch()
+    with refused(f"'{SEVERAL}' is several different models", TAGS):
+        imagepiece_jax.load(several)
     with refused("config is 'deit_tinny', no model name", "did you mean"):
         imagepiece_jax.load(file, config="deit_tinny")
     with refused("class_names"):
         imagepiece_jax.load(file, config=CONFIG, class_names="0123456")
-    with refused(f"config is '{SEVERAL}.augreg', no model name", TAGS):
-        imagepiece_jax.load(file, config=f"{SEVERAL}.augreg")
 
 
 def test_a_config_may_be_given_as_object_name_or_file(file, saved, variables):
@@ -84,54 +78,28 @@ def test_a_config_may_be_given_as_object_name_or_file(file, saved, variables):
         vit = imagepiece_jax.load(file, config=config)
         assert vit.model == MODEL
         assert same(vit.variables, variables)
-    with refused("tensor blocks.2.", "is missing"):
+    with refused(f"weights file {file}", "tensor blocks.2.", "is missing"):
         imagepiece_jax.load(file, config="vit_mini")
-
-
-def test_a_given_config_replaces_a_folders(saved):
-    config = imagepiece_jax.read_config(saved)
-    assert config == CONFIG
-    config = dataclasses.replace(config.with_arch(gelu="tanh"), mean=HALF)
-    vit = imagepiece_jax.load(saved, config=config, image_size=32)
-    assert vit.config == config.at_size(32)
-    assert (vit.image_size, vit.origin.image_size) == (32, tiny_vit.SIDE)
-
-
-def test_a_folders_config_must_have_its_classes(saved, tmp_path):
-    config = json.loads((saved / "config.json").read_text())
-    config["imagepiece_jax"]["config"]["num_classes"] = 9
-    shutil.copy(saved / "model.safetensors", tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with refused(tmp_path, "num_classes is 9", "7"):
-        imagepiece_jax.load(tmp_path)
 
 
 def test_a_given_config_has_tensors_sizes(saved, file, variables, tmp_path):
     """Also in a folder whose config.json describes another model."""
     folder = shutil.copytree(saved, tmp_path / "m")
-    (folder / "config.json").write_text(TIMM)
+    timm_model = {"architecture": "vit_tiny_patch16_224", "num_classes": 3}
+    images = {"input_size": [3, 8, 8], "mean": HALF, "std": HALF}
+    timm_model["pretrained_cfg"] = images
+    (folder / "config.json").write_text(json.dumps(timm_model))
+    with refused(folder, "num_classes is 3", "7"):
+        imagepiece_jax.load(folder)
     given = dataclasses.replace(CONFIG.at_size(2 * tiny_vit.SIDE), num_classes=9)
     for weights in (file, folder, folder / "model.safetensors"):
         vit = imagepiece_jax.load(weights, config=given)
         assert vit.model == MODEL
         assert same(vit.variables, variables)
+    given = dataclasses.replace(CONFIG.with_arch(gelu="tanh"), mean=HALF)
     larger = imagepiece_jax.load(folder, config=given, image_size=32)
+    assert larger.config == given.at_size(32)
     assert (larger.image_size, larger.origin.image_size) == (32, tiny_vit.SIDE)
-
-
-@pytest.mark.parametrize(
-    "changes, theirs, ours",
-    [
-        ({"depth": 3}, "tensor blocks.2.", "is missing"),
-        ({"mlp_ratio": 3.0}, "(256,)", "(192,)"),
-        ({"registers": 1}, "(1, 26, 64)", "(1, 27, 64)"),
-        ({"class_token": False, "pool": "mean"}, "cls_token of shape (1, 1, 64)", ""),
-    ],
-)
-def test_tensors_of_another_config_are_named(file, changes, theirs, ours):
-    config = named_models.config("vit_mini", **SIZE | changes)
-    with refused(f"weights file {file}", theirs, ours):
-        imagepiece_jax.load(file, config=config)
 
 
 @pytest.mark.parametrize("included, side", [(True, 12), (False, 16)])
@@ -145,30 +113,18 @@ def test_positions_with_and_without_the_prefix(tmp_path, included, side):
     assert imagepiece_jax.load(path, config=config.at_size(32)).config == config
 
 
-@pytest.mark.parametrize(
-    "field, value, message",
-    [
-        ("model.num_heads", 0, "num_heads"),
-        ("reduction", "imagepiece:keep_rate=2.0", "reduction"),
-        ("data.eval_crop", 3.0, "crop"),
-    ],
-)
-def test_a_runs_wrong_field_is_named_with_its_config(tmp_path, field, value, message):
-    run = run_folder(tmp_path / "run", **{field: value})
-    with refused(message, f"{run / 'config.json'}: "):
-        imagepiece_jax.load(run)
-
-
 def test_a_folders_damaged_config_is_named(tmp_path):
     (tmp_path / "model.safetensors").touch()
     for content, problem in (
         (b"\xff", "not JSON"),
-        (b"[]", "holds a list"),
         (b'{"peft_type": "LORA"}', "describes no run and no model"),
     ):
         (tmp_path / "config.json").write_bytes(content)
         with refused(tmp_path, "config.json", problem):
             imagepiece_jax.load(tmp_path)
+    run = run_folder(tmp_path, **{"model.num_heads": 0})
+    with refused(f"{run / 'config.json'}: ", "num_heads"):
+        imagepiece_jax.load(run)
 
 
 def test_a_named_config_file_is_read(saved, tmp_path):
@@ -177,18 +133,17 @@ def test_a_named_config_file_is_read(saved, tmp_path):
     assert imagepiece_jax.read_config(tmp_path / "config.json") == CONFIG
     with refused("open_clip_config.json"):
         imagepiece_jax.read_config(tmp_path / "open_clip_config.json")
-    for name in ("preprocessor_config.json", "a.png", "w.npz"):
-        (tmp_path / name).touch()
-        with refused(tmp_path / name, "config.json"):
-            imagepiece_jax.read_config(tmp_path / name)
+    (tmp_path / "w.npz").touch()
+    with refused(tmp_path / "w.npz", "config.json"):
+        imagepiece_jax.read_config(tmp_path / "w.npz")
 
 
-def save_run(folder, seed=0, **fields):
+def save_run(folder, **fields):
     """Write a run with random weights, and return its model and variables."""
-    run_folder(folder, seed=seed, **fields)
+    run_folder(folder, **fields)
     config = json.loads((folder / "config.json").read_text())
     model = RunConfig.from_config(config).create_model()
-    variables = tiny_vit.fill(variable_shapes(model))
+    variables = tiny_vit.variables(model)
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         checkpoints.save(1, variables, {}, "best")
     return model.with_execution(drop_path_rate=0.0), variables
@@ -196,12 +151,11 @@ def save_run(folder, seed=0, **fields):
 
 def test_a_run_loads_with_and_without_its_selectors(tmp_path):
     fields = {"model.stem": "conv", "model.mean": HALF, "model.std": HALF}
-    fields["reduction"] = "token_learner:num_tokens=8:block=1"
+    fields |= {"reduction": "token_learner:num_tokens=8:block=1", "seed": 7}
     with refused("checkpoint"):
         imagepiece_jax.load(run_folder(tmp_path, **fields))
-    model, variables = save_run(tmp_path, seed=7, **fields)
+    model, variables = save_run(tmp_path, **fields)
     vit = imagepiece_jax.load(tmp_path).with_default_execution()
-    assert (vit.config.mean, vit.config.std) == (HALF, HALF)
     assert (vit.origin.seed, vit.origin.title) == (7, f"run {tmp_path}")
     assert vit.model == model
     assert same(vit.variables, variables)
@@ -233,44 +187,34 @@ def test_a_files_name_may_be_its_models(tmp_path, file, name):
         assert imagepiece_jax.read_config(path) == registry.model_config(name)
 
 
-def test_a_state_dict_in_memory_loads_like_its_file(file, variables):
+def test_a_state_dict_in_memory_loads_like_its_file(variables):
     """By timm's names, alone or under a key. The caller's arrays are copied."""
     tensors = {k: np.array(v) for k, v in timm_tensors.to_timm(variables).items()}
-    vit = imagepiece_jax.load(file, config=CONFIG)
     two_models = {"model": tensors, "ema": tensors, "epoch": 3}
     for weights, fields in ((tensors, {}), (two_models, {"checkpoint": "ema"})):
         loaded = imagepiece_jax.load(weights, "tome:r=2", config=CONFIG, **fields)
-        chex.assert_trees_all_equal(loaded.variables, vit.variables)
+        chex.assert_trees_all_equal(loaded.variables, variables)
         assert str(loaded.reduction) == "tome:r=2"
     tensors["head.bias"][:] = 7  # the caller's array stays writable
-    assert not (loaded.variables["params"]["head"]["bias"] == 7).any()
+    assert same(loaded.variables, variables)
     with refused("config is missing"):
         imagepiece_jax.load(tensors)
-    extended = tensors | {"blocks.0.x": tensors["head.bias"]}
     with refused("blocks.0.x"):
+        extended = tensors | {"blocks.0.x": tensors["head.bias"]}
         imagepiece_jax.load(extended, config=CONFIG)
     with refused("checkpoint is None; it must be"):
         imagepiece_jax.load(two_models, config=CONFIG)
 
 
-def test_selectors_of_other_shapes_are_fresh(tmp_path):
-    dynamicvit = "dynamicvit:blocks=(1,)"
-    learned = tiny_vit.variables(create_model(CONFIG, dynamicvit), seed=3)
-    path = tiny_vit.write(tmp_path / "vit_mini.npz", learned)
-    dense = imagepiece_jax.load(path, "none", config=CONFIG)
-    spvit = dense.with_reduction("spvit:blocks=(1,):keep_rates=(0.5,)", seed=0)
-    assert spvit.untrained_kinds == ("selectors",)
-    assert not spvit.with_reduction(dynamicvit, seed=0).untrained_kinds
-
-
 def test_a_run_loads_its_trained_reduction(tmp_path):
-    save_run(tmp_path / "run")
-    vit = imagepiece_jax.load(tmp_path / "run")
+    """Results are labeled by it; proportional attention belongs to it."""
     given = small_runs.quickstart_config().reduction
+    save_run(tmp_path)
+    vit = imagepiece_jax.load(tmp_path)
     assert name_use(vit, given) == "as trained"
     for other in (f"{given}:keep_rate=0.5", DENSE_REDUCTION):
         assert name_use(vit, other) == "off-the-shelf"
-    save_run(tmp_path / "weighted", reduction="imagepiece:prop_attn=True")
-    weighted = imagepiece_jax.load(tmp_path / "weighted")
+    run_folder(tmp_path, reduction="imagepiece:prop_attn=True")
+    weighted = imagepiece_jax.load(tmp_path)
     assert weighted.model.prop_attn is True
     assert name_use(weighted, given) == "off-the-shelf"

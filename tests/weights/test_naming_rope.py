@@ -130,11 +130,10 @@ def test_no_gate_and_no_registers_leave_no_tensors(fixture):
     renamed = naming.read_timm_tensors(plain)
     up = tensors["layer.1.mlp.up_proj.weight"]
     np.testing.assert_array_equal(renamed["blocks.1.mlp.fc1.weight"], up)
-    assert not [name for name in renamed if "fc1_" in name]
     assert "reg_token" not in renamed and "cls_token" in renamed
 
 
-def test_an_unmasked_key_bias_stays(fixture, tmp_path):
+def test_an_unmasked_key_bias_stays(fixture):
     tensors = dinov3_file(fixture[DINOV3], mask=None)
     renamed = naming.read_timm_tensors(tensors)
     for file in (
@@ -145,13 +144,12 @@ def test_an_unmasked_key_bias_stays(fixture, tmp_path):
     thirds = np.split(renamed["blocks.1.attn.qkv.bias"], 3)
     assert set(thirds[1]) == {7.0}
     assert 7.0 not in {*thirds[0], *thirds[2]}
-    np.savez(tmp_path / "dinov3.npz", **tensors)
     ratio = renamed["blocks.0.mlp.fc2.weight"].shape[1] / WIDTH
     config = named_models.config(DINOV3, mlp_ratio=ratio, **SIZE | {"num_classes": 0})
     with refused("qkv.bias of shape (72,) is left over"):
-        imagepiece_jax.load(tmp_path / "dinov3.npz", config=config)
+        imagepiece_jax.load(tensors, config=config)
     config = config.with_arch(key_bias=True)
-    assert imagepiece_jax.load(tmp_path / "dinov3.npz", config=config).config == config
+    assert imagepiece_jax.load(tensors, config=config).config == config
 
 
 @pytest.mark.parametrize("keys, mask", [(0.0, None), (np.nan, (1, 0, 1))])
@@ -164,36 +162,5 @@ def test_a_key_bias_in_one_block_stays_in_all(fixture):
     tensors = dinov3_file(fixture[DINOV3], mask=None)
     tensors["blocks.0.attn.qkv.bias"][WIDTH : 2 * WIDTH] = 0
     renamed = naming.read_timm_tensors(tensors)
-    for block in range(2):
-        bias = tensors[f"blocks.{block}.attn.qkv.bias"]
-        np.testing.assert_array_equal(renamed[f"blocks.{block}.attn.qkv.bias"], bias)
-
-
-def zeros(*shape):
-    return np.zeros(shape, np.float32)
-
-
-QKV = "blocks.1.attn.qkv.bias"
-SHAPES = "shapes do not fit"
-QUERY, KEY = (f"layer.1.attention.{part}_proj.weight" for part in "qk")
-VALUE = "blocks.1.attn.v_proj.weight"
-ROUTER = "layer.1.mlp.router.weight"
-
-
-@pytest.mark.parametrize(
-    "file, change, message",
-    [
-        ("DINOv3", {QKV: zeros(71), f"{QKV}_mask": None}, SHAPES),
-        ("transformers", {KEY: None}, "blocks.1.attn.k.weight"),
-        ("transformers", {f"{QUERY[:-6]}bias": None}, "blocks.1.attn.q.bias"),
-        ("transformers", {QUERY: zeros(24, 23)}, SHAPES),
-        ("transformers", {ROUTER: zeros(24, 24)}, f"tensor {ROUTER}"),
-        ("timm's EVA-02", {VALUE: zeros()}, SHAPES),
-    ],
-)
-def test_a_wrong_tensor_is_named(fixture, file, change, message):
-    name, make_file = FILES[file]
-    tensors = make_file(fixture[name]) | change
-    tensors = {key: tensor for key, tensor in tensors.items() if tensor is not None}
-    with refused(message):
-        naming.read_timm_tensors(tensors)
+    for bias in ("blocks.0.attn.qkv.bias", "blocks.1.attn.qkv.bias"):
+        np.testing.assert_array_equal(renamed[bias], tensors[bias])
