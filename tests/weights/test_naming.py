@@ -116,11 +116,8 @@ PATCHES = "embeddings.patch_embeddings.projection.weight"
 PROJ = "patch_embed.proj.weight"
 SWIN = "swin.encoder.layers.0.attn.weight"
 NORMS = [f"Transformer/encoderblock_0/LayerNorm_{i}/scale" for i in (1, 2)]
-QUERY, KEY = (
-    f"encoder.layer.0.attention.attention.{x}.weight" for x in ("query", "key")
-)
+ATTENTION = "encoder.layer.0.attention.attention"
 CLIP = "vision_model.embeddings"
-CLIP = zeros(f"{CLIP}.patch_embedding.weight", f"{CLIP}.class_embedding")
 BEIT_NORM = "vit.pooler.layernorm.weight"
 
 
