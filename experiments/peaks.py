@@ -370,9 +370,7 @@ def compare_logits(logits, dense, images, cell):
 def compare_features(outputs, dense):
     vectors = unit_rows(outputs["vectors"])
     dense_vectors = unit_rows(dense["vectors"])
-    kept = count_shared(
-        nearest_images(vectors, vectors), nearest_images(dense_vectors, dense_vectors)
-    )
+    kept = count_shared(nearest_images(vectors), nearest_images(dense_vectors))
     cosines = np.sum(vectors * dense_vectors, axis=1)
     of_maps = np.mean(np.sum(outputs["maps"] * dense["maps"], axis=-1), axis=1)
     return {

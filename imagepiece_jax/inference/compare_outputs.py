@@ -80,9 +80,8 @@ def measure_fidelity(
         metrics["cosine_mean"] = float(cosines.mean())
         metrics["cosine_worst"] = float(cosines.min())
     if not (is_number or is_single) and len(dense_outputs) >= MIN_COMPARED_IMAGES:
-        own_nearest = nearest_images(own_rows, own_rows)
-        dense_nearest = nearest_images(dense_rows, dense_rows)
-        kept_percent = 100 * count_shared(own_nearest, dense_nearest) / NUM_NEIGHBORS
+        num_kept = count_shared(nearest_images(own_rows), nearest_images(dense_rows))
+        kept_percent = 100 * num_kept / NUM_NEIGHBORS
         metrics["neighbors_kept"] = statistics.mean_share(kept_percent * is_finite)
     if np.array_equal(outputs, dense_outputs):  # itself, where nothing is by chance
         for name, metric in metrics.items():
@@ -117,18 +116,16 @@ def unit_rows(outputs: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows
 
 
 def nearest_images(
-    queries: Float[np.ndarray, "images dim"],
-    candidates: Float[np.ndarray, "images dim"],
+    rows: Float[np.ndarray, "images dim"],
 ) -> Int[np.ndarray, "images neighbors"]:
-    """Find every query's NUM_NEIGHBORS nearest rows of `candidates`.
+    """Find the NUM_NEIGHBORS nearest other images of every image, the nearest first.
 
-    queries, candidates: unit rows; rows i of both are one image, no neighbor of itself
-    Returns rows of `candidates`, the nearest first.
+    rows: unit rows, one per image
     """
     neighbor_blocks = []
-    for start in range(0, len(queries), IMAGES_PER_BLOCK):
-        cosines = queries[start : start + IMAGES_PER_BLOCK] @ candidates.T
-        np.fill_diagonal(cosines[:, start:], -np.inf)
+    for start in range(0, len(rows), IMAGES_PER_BLOCK):
+        cosines = rows[start : start + IMAGES_PER_BLOCK] @ rows.T
+        np.fill_diagonal(cosines[:, start:], -np.inf)  # no image neighbors itself
         nearest_order = np.argsort(-cosines, axis=1, kind="stable")
         neighbor_blocks.append(nearest_order[:, :NUM_NEIGHBORS])
     return np.concatenate(neighbor_blocks)
