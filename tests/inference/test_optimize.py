@@ -65,11 +65,11 @@ def test_folded_norms_keep_the_logits(program, logits):
 def test_fast_reductions_are_another_program():
     model = tiny_vit.model("attended:blocks=(1,):macs=0.7", dtype="bfloat16")
     arguments = tiny_vit.shapes(model), tiny_vit.images(2)
-    texts = set()
-    for form in optimize.REDUCTION_MODES:
-        run = optimize.make_logits_function(model, reductions=form)
-        texts.add(str(jax.make_jaxpr(run)(*arguments)))
-    assert len(texts) == 2
+    exact, fast = [
+        jax.make_jaxpr(optimize.make_logits_function(model, form))(*arguments)
+        for form in optimize.REDUCTION_MODES
+    ]
+    assert str(exact) != str(fast)
 
 
 @pytest.mark.parametrize("batch_size, small", [(1, 2**16), (1, 400), (9, 2**16)])
@@ -146,8 +146,6 @@ def test_unrequested_forms_are_the_devices(monkeypatch):
     assert program.model.execution.folded == tiny_vit.PATCH
     kernel = program.variables["params"]["patch_embed"]["conv_0"]["kernel"]
     assert kernel.shape[-1] == 3 * tiny_vit.PATCH
-    exact = optimize_quickly(model, variables, dtype="bfloat16", gelu="exact")
-    assert exact.model.config.arch.gelu == "exact"
 
 
 def test_only_cast_parameters_are_stored_in_two_bytes():
@@ -165,18 +163,11 @@ def test_only_cast_parameters_are_stored_in_two_bytes():
     assert params["blocks_1"]["norm2"]["scale"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize(
-    "option, value, message",
-    [
-        ("batch_size", 0, ""),
-        ("dtype", "float16", ""),
-        ("gelu", "quick", "one of None, 'exact', 'tanh'"),
-        ("reductions", "fast", "but dtype is float32"),
-    ],
-)
-def test_impossible_options_are_refused(trained, option, value, message):
-    with refused(option, message):
-        optimize_quickly(*trained, **{option: value})
+def test_impossible_options_are_refused(trained):
+    with refused("gelu", "one of None, 'exact', 'tanh'"):
+        optimize_quickly(*trained, gelu="quick")
+    with refused("reductions", "but dtype is float32"):
+        optimize_quickly(*trained, reductions="fast")
 
 
 def test_pixels_are_normalized(trained, program, for_pixels):
