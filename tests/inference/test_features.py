@@ -7,7 +7,6 @@ from PIL import Image
 
 from imagepiece_jax.inference import features
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.state import (
@@ -124,19 +123,11 @@ def test_a_patch_has_the_weighted_mean_of_learned_tokens():
     assert values == [[2.25, 2, 2.25], [2.25, 5.5, 5.5]]
 
 
-@pytest.mark.parametrize(
-    "fill, state, message",
-    [
-        ("mean", {}, "fill"),
-        ("class", {"num_prefix": 0}, "fill"),
-        ("last", {"mask": jnp.ones((1, 6))}, "outputs come from masked training"),
-    ],
-)
-def test_impossible_maps_are_refused(fill, state, message):
+def test_outputs_of_masked_training_are_refused():
     outputs = make_outputs(make_state(PATCHES))
-    outputs = outputs.replace(state=outputs.state.replace(**state))
-    with refused(message):
-        features.feature_map(outputs, GRID, fill)
+    state = outputs.state.replace(mask=jnp.ones((1, 6)))
+    with refused("outputs come from masked training"):
+        features.feature_map(outputs.replace(state=state), GRID)
 
 
 def test_photographs_are_prepared_like_a_predictors(tmp_path):
@@ -249,7 +240,7 @@ def test_the_pooled_vector_is_the_heads_input():
     [("layers", 4), ("layers", [-1]), ("images", np.zeros((1, 20, 24, 3)))],
 )
 def test_misfitting_arguments_are_refused(option, value):
-    vit = Pretrained(tiny_vit.model(TOME), {"params": {}})
+    vit = tiny_vit.pretrained(TOME)
     with refused(option):
         features.features(vit, **{"images": tiny_vit.images(1), option: value})
 
@@ -267,7 +258,3 @@ def test_the_docs_example_runs(tmp_path, monkeypatch, assets):
     exec(compile(code, "docs/features.md", "exec"), namespace)
     assert namespace["features"].shape == (2, 14, 14, 192)
     assert len(namespace["maps"].layers) == 4
-    nearest = namespace["features"][1, namespace["row"], namespace["column"]]
-    query = namespace["features"][0, 7, 7]
-    cosine = nearest @ query / np.linalg.norm(nearest) / np.linalg.norm(query)
-    assert cosine == pytest.approx(float(namespace["cosines"].max()), abs=1e-5)
