@@ -16,24 +16,12 @@ from imagepiece_jax.exporters import card
 from imagepiece_jax.inference.compare_outputs import IMAGE_CONTROLS, measure_fidelity
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.recovery.recovery_images import split_images
-from tests.exporters.test_tower import clip, read_files
+from tests.exporters.test_tower import read_files
 from tests.helpers import made_up_recoveries, small_photographs, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import call
 
 onnxruntime = pytest.importorskip("onnxruntime")
-
-# Invented facts of a card.
-CARD = {"mac_share": 0.5, "megabytes": {"file": 1.0, "dense": 2.0}, "threads": 2}
-CARD |= {"ms": dict.fromkeys(("file", "dense"), (1.0, 0.9, 1.1)), "machine": "a CPU"}
-CARD |= {"speedup": (2.0, 1.9, 2.1), "batch_size": 1, "images": ["a.jpg"] * 20}
-CARD["fidelity"] = {
-    name: {"first_class": (90.0, 80.0, 95.0)}
-    for name in ("dense", "file", *IMAGE_CONTROLS)
-}
-
-FACTS = {"dtype": "float32", "float32_parts": [], "activation": "softmax"}
-FACTS["input"] = {"name": "images", "shape": [1, 8, 8, 3], "dtype": "float32"}
 
 
 def run_by_hand(file, facts, pixels):
@@ -47,18 +35,19 @@ def run_by_hand(file, facts, pixels):
     return session.run([names[-1]], {facts["input"]["name"]: images})[0]
 
 
-@pytest.mark.parametrize("classes", [tiny_vit.CLASSES, 0])
-def test_a_cards_metrics_equal_those_of_the_files(tmp_path, classes):
-    vit = tiny_vit.pretrained("tome:r=3", depth=2, num_classes=classes)
+@pytest.mark.parametrize("has_classes", [True, False])
+def test_a_cards_metrics_equal_those_of_the_files(tmp_path, has_classes):
+    vit = tiny_vit.pretrained("tome:r=3", depth=2)
+    if not has_classes:
+        vit = tiny_vit.with_problem_type(vit, "projection")
     saved = imagepiece_jax.save(vit, tmp_path / "w")
     folder = small_photographs.write_photographs(tmp_path / "photos", 60)
     words = [saved, tmp_path / "half", "--dtype=float16", "--images", folder]
-    if not classes:
-        words += ["--layout", "transformers"]
-    ended = call(export.main, *words).ok()
     file = tmp_path / "half" / "model_fp16.onnx"
-    if not classes:
-        file = tmp_path / "half" / "onnx" / "model_fp16.onnx"
+    if not has_classes:
+        words += ["--layout", "transformers"]
+        file = tmp_path / "half" / "onnx" / "vision_model_fp16.onnx"
+    ended = call(export.main, *words).ok()
     facts = json.loads(file.with_name(f"{file.name}.json").read_text())
     measured = facts["card"]
     pixels = np.stack([np.asarray(Image.open(folder / n)) for n in measured["images"]])
@@ -72,7 +61,7 @@ def test_a_cards_metrics_equal_those_of_the_files(tmp_path, classes):
         outputs[name] = run_by_hand(dense, dense_facts, change(pixels))
     for name, own in outputs.items():
         actual = measured["fidelity"][name]
-        for figure, value in measure_fidelity(own, base, bool(classes)).items():
+        for figure, value in measure_fidelity(own, base, has_classes).items():
             atol = 2 if figure == "neighbors_kept" else 1e-3  # near ties
             np.testing.assert_allclose(actual[figure], value, rtol=1e-5, atol=atol)
     gmacs = facts["gmacs"] / dense_facts["gmacs"]
@@ -85,43 +74,41 @@ def test_a_cards_metrics_equal_those_of_the_files(tmp_path, classes):
     assert len(rows) == 7  # head, line, dense, file, and three controls
     assert measured["fidelity"].keys() == {*outputs, "dense", "shuffled"}
     assert all(row in ended.out for row in rows)
-    assert page.startswith("---\npipeline_tag: image-")
+    task = "image-classification" if has_classes else "image-feature-extraction"
+    assert page.startswith(f"---\npipeline_tag: {task}\n")
+    assert f"{file.name}, float16 (patch_embed float32)" in page
 
 
 def test_a_foreign_readme_is_neither_replaced_nor_removed(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
-    pixels = small_photographs.draw(30)
-    out = tmp_path / "m.onnx"
     page = tmp_path / "README.md"
     page.write_text("mine")
     with refused("README.md"):
-        imagepiece_jax.export(vit, out, images=pixels)
+        imagepiece_jax.export(
+            vit, tmp_path / "m.onnx", images=small_photographs.draw(30)
+        )
     assert {*tmp_path.iterdir()} == {page}
-    imagepiece_jax.export(vit, out)
+    imagepiece_jax.export(vit, tmp_path / "m.onnx")
     assert page.read_text() == "mine"
-    page.unlink()
-    imagepiece_jax.export(vit, out, images=pixels)
-    imagepiece_jax.export(vit, tmp_path / "other.onnx")
-    assert "tome" in page.read_text()
-    imagepiece_jax.export(vit, out)  # the card's file is replaced
-    assert not page.exists()
 
 
 def test_images_must_leave_some_to_compare(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
-    out = tmp_path / "m.onnx"
     copies = np.repeat(small_photographs.draw(2), 20, axis=0)
     with refused("images", "2"):
-        imagepiece_jax.export(vit, out, dtype="int8", images=copies)
+        imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="int8", images=copies)
     with refused("int8", "--images"):
-        imagepiece_jax.export(vit, out, dtype="int8")
-    with refused("dtype", "bfloat16"):
-        imagepiece_jax.export(vit, out, dtype="bfloat16")
+        imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="int8")
     assert not [*tmp_path.iterdir()]
 
 
 def test_a_page_has_a_section_for_every_file(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    license = 'CC BY: see #4, "é"\n[no]'
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
+    vit = dataclasses.replace(
+        vit, origin=dataclasses.replace(vit.origin, license=license)
+    )
     pixels = small_photographs.draw(30)
     page = tmp_path / "README.md"
 
@@ -130,16 +117,19 @@ def test_a_page_has_a_section_for_every_file(tmp_path):
 
     imagepiece_jax.export(vit, tmp_path / "a.onnx", images=pixels)
     imagepiece_jax.export(vit, tmp_path / "b.onnx", images=pixels, dtype="float16")
-    assert section_types() == ["float32", "float16"]
     imagepiece_jax.export(vit, tmp_path / "a.onnx", images=pixels)
     assert section_types() == ["float32", "float16"]
-    assert page.read_text().count("pipeline_tag") == 1
+    _, header, _ = page.read_text().split("---\n")
+    assert yaml.safe_load(header)["license"] == license
     assert "too few" in page.read_text() and "nearest" not in page.read_text()
     other = dataclasses.replace(vit, origin=dataclasses.replace(vit.origin, name="o"))
     with refused("README.md", "another folder"):
         imagepiece_jax.export(other, tmp_path / "c.onnx", images=pixels)
+    imagepiece_jax.export(vit, tmp_path / "c.onnx")  # without a card
     imagepiece_jax.export(vit, tmp_path / "b.onnx")
     assert section_types() == ["float32"]
+    imagepiece_jax.export(vit, tmp_path / "a.onnx")
+    assert not page.exists()
 
 
 def test_a_failed_export_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
@@ -158,17 +148,6 @@ def test_a_failed_export_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"model\.onnx cannot be written \(No space"):
         imagepiece_jax.export(vit.with_reduction(None), tmp_path / "out", **options)
     assert read_files(tmp_path) == before
-
-
-@pytest.mark.parametrize("license", ["CC BY: see #4", "[a]", "Two\nlines", "no", '"é"'])
-def test_yaml_reads_the_license_as_it_is(license):
-    yaml = pytest.importorskip("yaml")
-    vit = tiny_vit.pretrained("tome:r=3", depth=1)
-    origin = dataclasses.replace(vit.origin, license=license)
-    vit = dataclasses.replace(vit, origin=origin)
-    facts = FACTS | {"card": card.card_facts(vit) | CARD}
-    page = card.format_card_page({"m.onnx": facts})
-    assert yaml.safe_load(page.split("---\n")[1])["license"] == license
 
 
 def test_images_that_recovered_the_model_are_not_compared(tmp_path):
@@ -192,14 +171,6 @@ def test_images_that_recovered_the_model_are_not_compared(tmp_path):
     assert not names & {*images.compared_names}
     with refused("have not trained the model"):
         card.read_card_images(vit, [folder / name for name in names], False)
-
-
-def test_a_projections_card_compares_vectors(tmp_path):
-    out = imagepiece_jax.export(clip(), tmp_path, images=small_photographs.draw(30))
-    facts = json.loads(out.with_name("model.onnx.json").read_text())
-    assert facts["activation"] is None
-    assert "cosine_mean" in facts["card"]["fidelity"]["file"]
-    assert "image-feature-extraction" in (tmp_path / "README.md").read_text()
 
 
 def test_unpooled_tokens_need_output_patches(tmp_path):

@@ -7,15 +7,13 @@ import pytest
 from flax import traverse_util
 
 import imagepiece_jax
-from imagepiece_jax.commands import export
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.exporters import largest_numbers
 from imagepiece_jax.models.pretrained import Pretrained
 from tests.helpers import tiny_vit
 from tests.helpers.onnx_runs import build_onnx
 from tests.helpers.refused_calls import refused
-from tests.helpers.run_command import call
-from tests.helpers.small_photographs import draw, write_photographs
+from tests.helpers.small_photographs import draw
 from tests.models.test_vit_families import FAMILIES
 
 onnx = pytest.importorskip("onnx")
@@ -60,6 +58,8 @@ CASES = {
     "stem": (None, "clip", STEM, ["norm_pre"]),
     "pool": (None, "siglip", POOL, ["attn_pool"]),
     "end": (None, None, END, ["blocks_2", "norm"]),
+    # As in a regression. The head is float32 in any type.
+    "head": (tiny_vit.EVIT, None, {"head/kernel": 1e6}, []),
     "usual": (tiny_vit.EVIT, None, {}, []),
 }
 
@@ -72,7 +72,7 @@ def test_parts_with_large_numbers_stay_float32(tmp_path, case):
     vit = change_weights(tiny_vit.pretrained(reduction, **arch), **factors)
     half = vit.model.with_execution(dtype=np.dtype(np.float16))
     control = unfused_logits(build_onnx(Pretrained(half, vit.variables)), IMAGES)
-    assert np.isfinite(control).all() == (case == "usual")
+    assert np.isfinite(control).all() == (not parts)
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="float16")
     facts = json.loads((tmp_path / "m.onnx.json").read_text())
     assert facts["float32_parts"] == ["patch_embed", *parts]
@@ -87,18 +87,6 @@ def test_parts_with_large_numbers_stay_float32(tmp_path, case):
             assert is_wide == (part in parts)
 
 
-def test_the_command_and_the_card_name_the_parts(tmp_path):
-    vit = change_weights(tiny_vit.pretrained(tiny_vit.EVIT), **INSIDE)
-    saved = imagepiece_jax.save(vit, tmp_path / "w")
-    folder = write_photographs(tmp_path / "photos", 40)
-    words = [saved, tmp_path / "half", "--dtype=float16", "--images", folder]
-    ended = call(export.main, *words).ok()
-    assert "float32 in the float16 file, for large numbers: blocks_1\n" in ended.err
-    row = "float16 (patch_embed, blocks_1 float32)"
-    assert row in ended.out
-    assert row in (tmp_path / "half" / "README.md").read_text()
-
-
 def test_a_stream_that_stays_large_is_refused(tmp_path):
     biases = {"blocks_0/mlp/fc2/bias": 1e6, "blocks_0/norm1/bias": 1e5}
     vit = change_weights(tiny_vit.pretrained(tiny_vit.EVIT), **biases)
@@ -110,17 +98,11 @@ def test_a_stream_that_stays_large_is_refused(tmp_path):
 INFINITE = {"blocks_1/mlp/fc1/kernel": 1e30, "blocks_1/mlp/fc2/kernel": 1e30}
 
 
-@pytest.mark.parametrize("dtype, images", [("float32", None), ("int8", draw(40))])
-def test_a_model_without_finite_outputs_is_not_written(tmp_path, dtype, images):
-    good = tiny_vit.pretrained(depth=2)
-    file = imagepiece_jax.export(good, tmp_path / "m.onnx")
-    before = file.read_bytes()
-    vit = change_weights(good, **INFINITE)
-    for out in (file, tmp_path / "new"):
-        with refused("not finite", "blocks_1"):
-            imagepiece_jax.export(vit, out, dtype=dtype, images=images)
-    assert sorted(tmp_path.iterdir()) == [file, tmp_path / "m.onnx.json"]
-    assert file.read_bytes() == before
+def test_a_model_without_finite_outputs_is_not_written(tmp_path):
+    vit = change_weights(tiny_vit.pretrained(depth=2), **INFINITE)
+    with refused("not finite", "blocks_1"):
+        imagepiece_jax.export(vit, tmp_path / "new", dtype="int8", images=draw(40))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_file_without_finite_outputs_does_not_replace_another(tmp_path, monkeypatch):
@@ -154,17 +136,9 @@ def test_largest_numbers_cover_the_given_images():
 
 
 def test_large_products_of_queries_and_keys_count():
-    """Queries and keys fit into float16, and their products do not."""
+    """Queries and keys fit into float16, and their products may not."""
     change = {"blocks_1/attn/q/kernel": 2e3, "blocks_1/attn/k/kernel": 2e3}
-    vit = change_weights(tiny_vit.pretrained(depth=3), **change)
+    vit = change_weights(tiny_vit.pretrained(), **change)
     largest = largest_numbers.find_largest_numbers(vit)
     half = largest_numbers.with_float32_parts(vit.model, largest)
     assert half.execution.float32_parts == ("patch_embed", "blocks_1")
-
-
-def test_numbers_of_a_float32_head_may_be_large(tmp_path):
-    """As in a regression."""
-    vit = change_weights(tiny_vit.pretrained(tiny_vit.EVIT), **{"head/kernel": 1e6})
-    file = imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="float16")
-    logits = unfused_logits(onnx.load(file), IMAGES)
-    assert np.isfinite(logits).all() and np.abs(logits).max() > 65504

@@ -135,15 +135,12 @@ def test_sized_blocks_have_an_attention_bias(name):
     assert sized
 
 
-def test_a_program_computes_sizes_by_a_direction(vit):
+def test_a_program_computes_sizes_by_a_direction(vit, folded_model):
     program = optimize(vit, 2, sizes="direction")
     assert "sizes by a direction" in repr(program)
-    u = size_direction.find_directions(vit)
-    model, variables = size_direction.fold_sizes(vit.model, vit.variables, u)
-    images = photographs(vit)
-    pixels = normalize(images, vit.config.mean, vit.config.std)
-    expected = tiny_vit.logits(model)(variables, pixels)
-    np.testing.assert_allclose(program(images), expected, atol=2e-5)
+    _, model, variables, images = folded_model
+    expected = tiny_vit.logits(model)(variables, images)
+    np.testing.assert_allclose(program(photographs(vit)), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize(
