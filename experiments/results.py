@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import peaks, recovery, where
+from experiments import peaks, recovery
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.statistics import Estimate, format_estimate
 from imagepiece_jax.common.tables import markdown_table
@@ -73,7 +73,6 @@ def page_tables(results):
         "readme": f"{readme_photographs(results)}\n\n{readme_table(results)}",
         "peaks-recovered": recovery.recovered_table(recovery.read_lines()),
         **peaks.page_tables(ROOT / peaks.FOLDER),
-        **where.page_tables(ROOT / peaks.FOLDER),
     }
 
 
