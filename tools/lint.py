@@ -2,10 +2,9 @@
 
     python -m tools.lint
 
-In docstrings, comments, messages and pages, names in backticks must exist. A Python
-name or a flag exists if code uses it, a member of a class or module if its body defines
-it, and any other name if its library has it. Results and the changelog tell the past
-and are not read.
+In docstrings, comments, messages and pages, names in backticks must exist: each part of
+a dotted name in the code here, or the whole name in its library. Results and the
+changelog tell the past and are not read.
 
 In the package, a line "name: text" of a docstring explains a parameter of its function,
 or a field or a parameter of its class. Linters read such lines only under a heading.
@@ -19,7 +18,6 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections import defaultdict
 
 # {whose names: names that no code here uses}
 FOREIGN = {
@@ -35,6 +33,7 @@ FOREIGN = {
     "transformers": {"BitImageProcessor", "model_file_name", "model_quantized.onnx"},
 }
 ALIASES = {"jnp": "jax.numpy", "nn": "flax.linen", "nnx": "flax.nnx", "np": "numpy"}
+NAME = re.compile(r"(?<![\w.\"-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 PLACEHOLDER = re.compile("(NAME|FIELD|BLOCK|VERSION)(?![A-Z])")
 PAST = re.compile(r"docs/results/|CHANGELOG\.md")
 # A page names what is gone with the revision that has it.
@@ -50,111 +49,53 @@ PATH = re.compile(
     r"|(?:imagepiece_jax|configs|docs|experiments|tests|tools)(?:/\w+)+)(?![\w.])"
 )
 EXPLAINED = re.compile(r"^([a-z_]\w*(?:, [a-z_]\w*)*): ")
-IN_FILE = re.compile(r"`(\w+)`\s+(?:in|of)\s+`([\w/]+\.py)`")
 # An underscore, a dot, CamelCase or capitals; other words may be English.
 LIKE_PYTHON = re.compile(r"\w_\w|^_\w|\.|[a-z][A-Z]|^[A-Z]{2,}$")
 
 
 class KnownNames:
-    """Names in the files of a repository."""
+    """Words and files of a repository."""
 
     def __init__(self, files):
         self.files = [f"/{file}" for file in files]
         self.words = {*dir(builtins)}.union(*FOREIGN.values())
-        # {class or dotted module: names in its body}
-        self.members: dict[str, set[str]] = defaultdict(set)
-        self.bases: dict[str, set[str]] = defaultdict(set)  # {class: its bases}
         for file in files:
             path = pathlib.PurePath(file)
             self.words |= {path.name, *path.with_suffix("").parts}
 
-    def read(self, file, tree):
+    def read(self, tree):
         """Add the names in a file's code, and its strings without spaces."""
-        parts = module_name(file).split(".")
-        for start in range(max(1, len(parts) - 1)):  # a path may lack its first folders
-            self.members[".".join(parts[start:])] |= defined_names(tree)
-        for start in range(max(1, len(parts) - 2)):
-            self.members[".".join(parts[start:-1])].add(parts[-1])
         for node in ast.walk(tree):
             for field in ("id", "attr", "arg", "name", "asname"):
                 name = getattr(node, field, None)
                 if isinstance(name, str):
                     self.words.update(name.split("."))
-            if isinstance(node, ast.ClassDef):
-                self.members[node.name] |= defined_names(node)
-                bases = [ast.unparse(base).partition("[")[0] for base in node.bases]
-                self.bases[node.name] |= {base.rpartition(".")[2] for base in bases}
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 if not re.search(r"[\s`]", node.value):
                     self.words |= {node.value, *re.findall(r"\w+", node.value)}
 
     def has_name(self, dotted):
         """Whether code or a library has a dotted name."""
         parts = dotted.split(".")
-        if dotted in self.words or PLACEHOLDER.search(dotted):
-            return True
-        for end in reversed(range(1, len(parts))):
-            owner = ".".join(parts[:end])
-            if owner in self.members:
-                if not self.has_member(owner, parts[end]):
-                    return False
-                break
-        if self.words.issuperset(parts):
+        if dotted in self.words or self.words.issuperset(parts):
             return True
         parts[0] = ALIASES.get(parts[0], parts[0])
         try:
             pkgutil.resolve_name(".".join(parts))
         except (ImportError, AttributeError, ValueError):  # `....a_b` is no name
-            return False
+            return bool(PLACEHOLDER.search(dotted))
         return True
-
-    def has_member(self, owner, name):
-        """Whether a class or module has a name; a library's class has any word."""
-        if owner not in self.members:
-            return name in self.words
-        bases = self.bases[owner] - {owner}
-        inherited = (self.has_member(base, name) for base in bases)
-        return name in self.members[owner] or any(inherited)
-
-
-def module_name(path):
-    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
-def defined_names(owner):
-    """Names that the body of a module or a class defines; attributes of `self`."""
-    names = set()
-    for statement in owner.body:
-        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-            names.add(statement.name)
-            if isinstance(owner, ast.Module):
-                continue
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                names.add(node.id)
-            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                names.add(node.attr)
-            elif isinstance(node, ast.alias):
-                names.add(node.asname or node.name)
-    return names
 
 
 def example_names(text):
-    """Yield the names in an example of Python; none if it is no Python."""
+    """Names in an example of Python that look so, are called or are keywords."""
     try:
-        tree = ast.parse(re.sub(r"\.\.+", "...", text))
-    except SyntaxError:
+        ast.parse(re.sub(r"\.\.+", "...", text))
+    except SyntaxError:  # a command, or English
         return
-    called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    inner = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.keyword) and node.arg:
-            yield node.arg
-        elif isinstance(node, ast.Attribute | ast.Name):
-            dotted = re.split(r"[^\w.]\.?", ast.unparse(node))[-1]
-            if node not in inner and (LIKE_PYTHON.search(dotted) or node in called):
-                yield dotted
-            inner.add(getattr(node, "value", None))
+    for found in NAME.finditer(text):
+        if LIKE_PYTHON.search(found[0]) or text[found.end() :][:1] in ("(", "="):
+            yield found[0]
 
 
 def example_stale_names(text, known):
@@ -181,10 +122,6 @@ def stale_names(text, suffix, known):
         line = text.count("\n", 0, quoted.start()) + 1
         for name in example_stale_names(quoted[1].replace("\n", " "), known):
             yield line, name
-    for found in IN_FILE.finditer(text):
-        name = f"{module_name(found[2])}.{found[1]}"
-        if not known.has_name(name):
-            yield text.count("\n", 0, found.start()) + 1, name
 
 
 def stale_arguments(tree):
@@ -195,7 +132,9 @@ def stale_arguments(tree):
         # Functions inside a function may explain what they take from outside.
         names = {child.arg for child in ast.walk(node) if isinstance(child, ast.arg)}
         if isinstance(node, ast.ClassDef):
-            names |= defined_names(node)
+            for child in ast.walk(node):
+                if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+                    names.add(child.id)
         docstring = ast.get_docstring(node, clean=False) or ""
         statement = node.body[0]
         for number, line in enumerate(docstring.splitlines(), statement.lineno):
@@ -216,7 +155,7 @@ def main() -> int:
         path = pathlib.Path(file)
         if path.suffix == ".py":
             tree = ast.parse(path.read_bytes())
-            known.read(file, tree)
+            known.read(tree)
             if file.startswith("imagepiece_jax/"):
                 for line, name in stale_arguments(tree):
                     problems.append(f"{file}:{line}: no argument {name} exists")

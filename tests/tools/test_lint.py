@@ -7,42 +7,24 @@ from tools import lint
 
 FILES = ["camera/lens.py", "docs/lens.md", "tests/test_lens.py"]
 CODE = """
-class Box:
-    def open_lid(self): ...
-
-class Camera(Box):
-    focal_length: int
-
-    def __init__(self, image_size):
-        self.lens_cap = image_size
-
-class Shelf(Furniture):
-    def put_down(self): ...
-
 def take_picture(camera, is_dark):
-    return camera.settings["shutter_speed"]
+    return camera.lens_cap, camera.settings["shutter_speed"]
 """
 FRESH = """
 take_picture(camera, is_dark=True)
-Camera.focal_length and Camera.lens_cap and Camera.open_lid
-Camera(image_size=..).lens_cap
-Shelf.put_down
-lens.take_picture and camera.lens.take_picture
+camera.lens_cap and camera.lens.take_picture
 settings["shutter_speed"]
 np.asarray and collections.abc.Mapping
 lens.py:1 and camera/lens.py and test_NAME.py and tests/test_NAME.py
 docs/lens.md and tests/ and tests/*.py
-take_picture.py --image-size 3 --no-is_dark
+take_picture.py --lens-cap 3 --no-is_dark
 plain English of height 1.5
-reducer_BLOCK
 """
 STALE = {
     "take_photo": "take_photo",
     "shoot(camera)": "shoot",
     "take_picture(camera, dark=True)": "dark",
-    "Camera.take_picture": "Camera.take_picture",
-    "Camera(image_size=..).lens_hood": "lens_hood",
-    "camera.lens.open_lid": "camera.lens.open_lid",
+    "camera.lens_hood": "camera.lens_hood",
     "os.path.joined": "os.path.joined",
     "lenses/camera.py": "lenses/camera.py",
     "docs/camera": "docs/camera",
@@ -51,14 +33,9 @@ STALE = {
 }
 
 
-@pytest.fixture(scope="module")
-def known():
-    names = lint.KnownNames(FILES)
-    names.read("camera/lens.py", ast.parse(CODE))
-    return names
-
-
-def test_names_exist_or_not(known):
+def test_names_exist_or_not():
+    known = lint.KnownNames(FILES)
+    known.read(ast.parse(CODE))
     for line in FRESH.strip().splitlines():
         for text in line.split(" and "):
             assert [*lint.example_stale_names(text, known)] == []
