@@ -7,7 +7,6 @@ from imagepiece_jax.reduction.block_plan import (
     KeepShare,
     MergeCandidates,
     RemoveCount,
-    plan_blocks,
 )
 from imagepiece_jax.reduction.reducers import Reducer
 from tests.helpers import oracles
@@ -67,35 +66,6 @@ def test_published_and_hand_computed_counts(rule, n, expected):
 
 def step(rule, block=0, **fields):
     return block_plan.Step(block, Reducer(), rule, **fields)
-
-
-@pytest.mark.parametrize("prefix", [0, 1, 2])
-def test_pre_steps_reduce_before_attention_whatever_the_prefix(prefix):
-    steps = [step(KeepShare(0.7), 1, site="pre"), step(KeepShare(0.5), 2)]
-    plan = plan_blocks(3, 196, steps, prefix)
-    tokens = [(p.attn_tokens - prefix, p.mlp_tokens - prefix) for p in plan]
-    assert tokens == [(196, 196), (138, 138), (138, 69)]
-    assert [(p.counts.n_in, p.counts.n_out) for p in plan[1:]] == [
-        (196, 138),
-        (138, 69),
-    ]
-
-
-def test_masked_training_keeps_what_evaluation_would_remove():
-    kept = step(KeepShare(0.8), added_when_masked=0)
-    appended = step(KeepShare(0.8), 1, added_when_masked=1)
-    steps = [kept, appended, step(KeepShare(0.8), 2)]
-    plan = plan_blocks(3, 196, steps, masked=True)
-    # In evaluation 157, 126 and 101 image tokens stay: the last step removes 25.
-    assert [layer.mlp_tokens for layer in plan] == [197, 198, 173]
-
-
-def test_stages_count_the_steps_that_change_something():
-    steps = [step(KeepShare(rate), block) for block, rate in enumerate((0.9, 1.0, 0.9))]
-    plan = plan_blocks(4, 20, [*steps, step(MergeCandidates(0.0, 0.3), 3)])
-    assert [layer.step for layer in plan][:3] == steps
-    assert [layer.counts and layer.counts.stage for layer in plan] == [1, None, 2, None]
-    assert plan[1].mlp_tokens == plan[0].mlp_tokens
 
 
 def test_steps_follow_counts_as_far_as_their_rules_allow():

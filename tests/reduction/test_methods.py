@@ -41,7 +41,7 @@ SETTINGS = [
     "diffrate:prune=(2,2,2):merge=(2,2,2)",
     "pitome:keep_rate=0.5:metric=token",
     "tofu:keep_rate=0.0",
-    "mctf:r=0.35:blocks=(0,1,2)",
+    "mctf:r=0.35:blocks=(0,1,2):score=class",
     "mctf:r=99",
     "dpc_knn:keep_rate=0.0:neighbors=99",
     "atc:linkage=single:size_weighting=False",

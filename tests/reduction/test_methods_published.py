@@ -41,16 +41,15 @@ def load_deit(assets):
     return dense.variables, normalize(pixels, IMAGENET_MEAN, IMAGENET_STD), timm
 
 
-@pytest.fixture(scope="module")
-def authors_arrays(assets):
-    """The authors' arrays, images, and the dense model's variables."""
-    theirs = dict(np.load(assets / "fixtures/deit_tiny_methods2.npz"))
-    theirs |= np.load(assets / "fixtures/deit_tiny_reduced.npz")
-    source = theirs["tome_r13_source_argmax"]  # first the class token's
-    theirs["tome_r13_source"] = source[:, 1:] - 1
-    variables, images, timm = load_deit(assets)
-    theirs["dense"] = timm["logits"][:2]
-    return theirs, images, variables
+def authors_arrays(assets, start):
+    """The authors' arrays with names from `start`, which is cut off."""
+    theirs = {}
+    for name in ("methods2", "reduced"):
+        theirs |= np.load(assets / f"fixtures/deit_tiny_{name}.npz")
+    named = {k.removeprefix(start): v for k, v in theirs.items() if k.startswith(start)}
+    if "source_argmax" in named:  # ToMe's: first the class token's
+        named["source"] = named["source_argmax"][:, 1:] - 1
+    return named
 
 
 def embedding(block):
@@ -63,11 +62,10 @@ def embedding(block):
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request, authors_arrays):
+def case(request, assets):
     """The authors' arrays of a case, our model, its Outputs, and its patch slots."""
-    theirs, images, variables = authors_arrays
-    mark = f"{request.param}_"
-    named = {k.removeprefix(mark): v for k, v in theirs.items() if k.startswith(mark)}
+    theirs = authors_arrays(assets, f"{request.param}_")
+    variables, images, timm = load_deit(assets)
     reduction = CASES[request.param]
     model = create_model("deit_ti", reduction, attention="xla")
     if reduction.startswith("dtem"):
@@ -80,8 +78,8 @@ def case(request, authors_arrays):
         return outputs, tiny_vit.final_slots(outputs, 196)
 
     outputs, slots = outputs_and_slots(variables, images)
-    named |= {"dense": theirs["dense"], "method": reduction.partition(":")[0]}
-    return types.SimpleNamespace(**named), model, outputs, slots
+    theirs |= {"dense": timm["logits"][:2], "method": reduction.partition(":")[0]}
+    return types.SimpleNamespace(**theirs), model, outputs, slots
 
 
 def test_token_counts_and_logits_equal_the_authors(case):

@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -86,28 +85,20 @@ def test_energy_scores_are_over_the_blocks_keys(reduction, blocks):
             np.testing.assert_allclose(scores[image], energy_shares(energy), atol=1e-6)
 
 
-def pool_weights(pool, x, sizes):
-    """The head's attention to tokens of these sizes. -> [3 heads, n]."""
-    query = pool["latent"][0, 0] @ pool["q"]["kernel"] + pool["q"]["bias"]
-    keys = x @ pool["k"]["kernel"] + pool["k"]["bias"]
-    query = query.reshape(3, -1)
-    keys = keys.reshape(len(x), 3, -1)
-    logits = np.einsum("hd,nhd->hn", query, keys) / np.sqrt(query.shape[1])
-    weights = np.exp(logits) * sizes
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
 def test_probe_scores_are_the_heads_attention_to_the_blocks_tokens():
     """Merged tokens count by size, as in the head."""
     arch = dataclasses.replace(SIGLIP, registers=2)
     _, variables, all_inputs = run_model(arch, f"{SHORT}:score=probe", prop_attn=True)
     assert [inputs.x.shape[1] for inputs in all_inputs] == [25, 23]
-    params = variables["params"]
+    pool = variables["params"]["attn_pool"]
+    query = oracles.dense(pool["latent"][0], pool["q"]).reshape(1, tiny_vit.HEADS, -1)
     for inputs in all_inputs:
         for image in range(2):
-            x = oracles.layer_norm(inputs.x[image], params["norm"])
-            weights = pool_weights(params["attn_pool"], x, inputs.size[image])
-            expected = weights.mean(axis=0)
+            x = oracles.layer_norm(inputs.x[image], variables["params"]["norm"])
+            key = oracles.dense(x, pool["k"]).reshape(len(x), tiny_vit.HEADS, -1)
+            bias = np.log(inputs.size[image])
+            _, weights = oracles.attention(query, key, key, bias)
+            expected = weights[:, 0].mean(axis=0)
             np.testing.assert_allclose(
                 inputs.probe[image], expected, rtol=1e-4, atol=1e-6
             )
@@ -222,39 +213,30 @@ def test_masked_tokens_change_no_other_score(score):
     np.testing.assert_array_equal(masked_scores[:, [1, 3]], 0)
 
 
-def attention_pool(prop_attn=True, include=True):
-    """AttentionPool of width 12, its variables, and seven tokens (two are prefix)."""
+@pytest.mark.parametrize(
+    "prop_attn, include", [(True, True), (True, False), (False, True)]
+)
+def test_the_pool_reads_a_live_token_of_three_patches_as_three_tokens(
+    prop_attn, include
+):
+    """The pool reads both prefix tokens, or neither, and no masked token."""
     parts = {"pool": "map", "pool_include_prefix": include}
     config = tiny_vit.imagenet_vit((), 12, 3, mlp_ratio=2.0, **parts).config
     pool = AttentionPool(config, prop_attn=prop_attn)
     x = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
-    return pool, fill_module(pool, x), x
-
-
-@pytest.mark.parametrize(
-    "method, include", [("__call__", True), ("__call__", False), ("probe_scores", True)]
-)
-def test_the_probe_does_not_read_masked_tokens(method, include):
-    pool, variables, x = attention_pool(include=include)
-    mask = np.float32([[1, 0, 1, 0, 1]] * 2)
-    live = np.array([0, 1, 2, 4, 6])
-    run_pool = tiny_vit.compiled(functools.partial(pool.apply, method=method))
-    masked_output = run_pool(variables, x, initial_state(x, 2).replace(mask=mask))
-    live_output = run_pool(variables, x[:, live], initial_state(x[:, live], 2))
-    masked_output = masked_output[:, ::2] if method == "probe_scores" else masked_output
-    np.testing.assert_allclose(masked_output, live_output, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "prop_attn, include", [(True, True), (True, False), (False, True)]
-)
-def test_the_pool_reads_a_token_of_three_patches_as_three_tokens(prop_attn, include):
-    """The pool reads both prefix tokens, or neither."""
-    pool, variables, x = attention_pool(prop_attn, include)
+    variables = fill_module(pool, x)
     sizes = np.array([1, 1, 3, 1, 5, 1, 2])
-    repeated_x = np.repeat(x, sizes if prop_attn else 1, axis=1)
-    run_pool = tiny_vit.compiled(pool.apply)
-    expected = run_pool(variables, repeated_x, initial_state(repeated_x, 2))
     state = initial_state(x, 2).replace(size=np.float32([sizes] * 2))
-    pooled = run_pool(variables, x, state)
-    np.testing.assert_allclose(pooled, expected, rtol=1e-4, atol=1e-5)
+    run_pool = tiny_vit.compiled(pool.apply, static_argnames="method")
+    for mask in (None, np.float32([[1, 0, 1, 0, 1]] * 2)):
+        live = range(7) if mask is None else [0, 1, 2, 4, 6]
+        live_x = x[:, live]
+        masked = state.replace(mask=mask)
+        repeated = np.repeat(live_x, sizes[live] if prop_attn else 1, axis=1)
+        expected = run_pool(variables, repeated, initial_state(repeated, 2))
+        pooled = run_pool(variables, x, masked)
+        np.testing.assert_allclose(pooled, expected, rtol=1e-4, atol=1e-5)
+    live_state = initial_state(live_x, 2).replace(size=state.size[:, live])
+    scores = run_pool(variables, x, masked, method="probe_scores")
+    expected = run_pool(variables, live_x, live_state, method="probe_scores")
+    np.testing.assert_allclose(scores[:, ::2], expected, rtol=1e-4, atol=1e-6)

@@ -48,16 +48,6 @@ def test_scaling_keeps_the_proportions_of_removed_tokens():
     assert method.counts == (10, 7, 7)
 
 
-@pytest.mark.parametrize("text", ["constant", "proportional-1", "stages", "imagepiece"])
-def test_a_stronger_schedule_never_keeps_more(text):
-    schedules = [scheduled_counts(text, 12, 196, ratio / 50) for ratio in range(51)]
-    assert schedules[0] == (196,) * 12
-    assert min(schedules[-1]) == 1
-    for weak, strong in zip(schedules, schedules[1:], strict=False):
-        assert all(a >= b for a, b in zip(weak, strong, strict=True))
-        assert [*strong] == sorted(strong, reverse=True)
-
-
 @pytest.mark.parametrize(
     "value",
     ["", "linear", "stages-6-3", "stages-3_6", "constant-1-2", "diffrate-1"]

@@ -12,14 +12,11 @@ from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.models import create
 from imagepiece_jax.reduction.methods import dtem
 from tests.helpers import named_models, tiny_vit
-from tests.reduction.test_methods_published import embedding, load_deit
-
-
-def authors_arrays(assets, start):
-    """The authors' arrays with names from `start`, which is cut off."""
-    with np.load(assets / "fixtures/deit_tiny_methods2.npz") as file:
-        names = [name for name in file if name.startswith(start)]
-        return {name.removeprefix(start): file[name] for name in names}
+from tests.reduction.test_methods_published import (
+    authors_arrays,
+    embedding,
+    load_deit,
+)
 
 
 @pytest.mark.slow

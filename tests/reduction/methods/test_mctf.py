@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.kernels.attention import attend_merged
 from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
@@ -13,17 +12,13 @@ from tests.helpers.named_models import facts
 from tests.helpers.reduction_steps import apply, decide, vectors
 from tests.helpers.rounding import assert_close
 
-# Class token first.
-EIGHT = vectors([0, 10, 30, 35, 60, 70, 80, 160], [1, 1, 1, 2, 1, 1, 1, 1])
-
 
 def test_fusion_by_hand():
-    """Groups, features, sizes and the merged attention."""
-    x = EIGHT
+    """Groups, features and sizes. The class token is first."""
+    x = vectors([0, 10, 30, 35, 60, 70, 80, 160], [1, 1, 1, 2, 1, 1, 1, 1])
     size = np.float32([[1, 1, 2, 1, 1, 4, 1, 1]])
     row = np.exp(np.float32([0, 0.5, -0.5, 1, 0, -0.2, 0.3, -1]))
     row = row / row.sum()
-    attention_map = np.broadcast_to(row[None, None, None, :], (1, 1, 8, 8))
     sizes = size[:, 1:]
     inputs = ReducerInputs(x[:, 1:], sizes, sizes, x[:, 1:], attn_columns=row[None, 1:])
     result = decide(Fusion(), inputs, StepCounts(n_in=7, n_out=4))
@@ -34,27 +29,6 @@ def test_fusion_by_hand():
     expected.append((-0.9397, 0.342))
     np.testing.assert_allclose(moved.x[0], expected, atol=1e-4)
     assert moved.size.tolist() == [[1, 3, 6, 1, 1]]
-    values = np.eye(5, dtype=np.float32)[None, :, None]
-    attend = tiny_vit.compiled(attend_merged)
-    merged_map = attend(attention_map, values, result, size)
-    expected = np.tile([0.1052, 0.3496, 0.3332, 0.1734, 0.0387], (5, 1))
-    np.testing.assert_allclose(merged_map[0, :, 0], expected, atol=1e-4)
-
-
-def test_a_score_replaces_attention():
-    x = EIGHT[:, 1:]
-    scores = np.random.default_rng(0).dirichlet(np.ones(7), 1).astype(np.float32)
-    size = np.float32([[1, 2, 1, 1, 4, 1, 1]])
-    given = ReducerInputs(x, size, size, x, attn_columns=scores, shift=scores[:, ::-1])
-    swapped = given.replace(attn_columns=scores[:, ::-1], shift=scores)
-    counts = StepCounts(n_in=7, n_out=4)
-    by_attention = decide(Fusion(), given, counts)
-    by_shift = decide(Fusion(score="shift"), swapped, counts)
-    np.testing.assert_array_equal(by_shift.slot_of_token, by_attention.slot_of_token)
-    np.testing.assert_array_equal(by_shift.weight, by_attention.weight)
-    (step,) = MCTF(blocks=(1,), score="shift").steps(facts(3))
-    assert step.site == "mid"
-    assert "attn_columns" not in step.reducer.attention_reads
 
 
 @pytest.mark.parametrize("even", [0, 1])

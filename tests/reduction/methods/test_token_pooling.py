@@ -1,45 +1,37 @@
-import functools
-import math
-
 import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.token_pooling import KMedoids
 from imagepiece_jax.reduction.state import ReducerInputs, initial_state
-from tests.helpers import oracles, tiny_vit
+from tests.helpers import oracles
+from tests.helpers.reduction_steps import apply, decide
 
 
-@functools.partial(tiny_vit.compiled, static_argnames=("n_out", "iterations", "prefix"))
-def pool(x, weight, n_out, iterations=3, prefix=0):
-    """dest, tokens and sizes after a reduction. x [B, prefix + n, D]."""
-    image = x[:, prefix:]
-    size = jnp.ones(image.shape[:2], jnp.float32)
-    inputs = ReducerInputs(x=image, size=size, attn_columns=weight)
-    result = KMedoids(iterations=iterations)(inputs, StepCounts(image.shape[1], n_out))
-    state = moves.apply_result(initial_state(x, prefix), result)
-    return result.slot_of_token, state.x, state.size
-
-
-def distance(a, b):
-    return math.dist(np.asarray(a, float), np.asarray(b, float))
+def pool(x, weight, n_out, iterations=3):
+    """The Assignment of tokens x [B, n, D] with the scores `weight`."""
+    size = np.ones(x.shape[:2], np.float32)
+    inputs = ReducerInputs(x=x, size=size, attn_columns=weight)
+    counts = StepCounts(x.shape[1], n_out)
+    return decide(KMedoids(iterations=iterations), inputs, counts)
 
 
 def slow_kmedoids(x, weight, k, iterations=3):
     """[n, D], [n] -> medoids in order, dest [n]."""
+    distance = np.linalg.norm(np.float64(x[:, None]) - x, axis=-1)
     medoids = sorted(oracles.by_score(weight)[:k])
     for _ in range(iterations):
         clusters = {m: [m] for m in medoids}
         for i in range(len(x)):
             if i not in clusters:
-                nearest = min(medoids, key=lambda m: (distance(x[i], x[m]), m))
-                clusters[nearest].append(i)
+                clusters[min(medoids, key=lambda m: (distance[i, m], m))].append(i)
         found = {}
         for members in clusters.values():
-            found[cheapest(members, x, weight)] = members
+            # The member with the smallest sum of weighted distances to all of them.
+            costs = {i: sum(weight[members] * distance[i, members]) for i in members}
+            found[min(members, key=lambda i: (costs[i], i))] = members
         medoids = sorted(found)
     dest = np.full(len(x), -1)
     for slot, medoid in enumerate(medoids):
@@ -47,31 +39,24 @@ def slow_kmedoids(x, weight, k, iterations=3):
     return medoids, dest
 
 
-def cheapest(members, x, weight):
-    """The member with the smallest sum of weighted distances to all of them."""
-    costs = {}
-    for i in members:
-        costs[i] = sum(float(weight[j]) * distance(x[i], x[j]) for j in members)
-    return min(members, key=lambda i: (costs[i], i))
-
-
 def check(x, weight, n_out, iterations=3, prefix=0):
     """`pool` against slow clustering, medoids and prefix bit for bit."""
-    dest, rows, sizes = pool(x, weight, n_out, iterations, prefix)
-    assert rows.dtype == x.dtype
+    result = pool(x[:, prefix:], weight, n_out, iterations)
+    state = apply(initial_state(jnp.asarray(x), prefix), result)
+    assert state.x.dtype == x.dtype
     for image in range(len(x)):
         tokens = np.asarray(x[image, prefix:], np.float32)
         medoids, want = slow_kmedoids(tokens, weight[image], n_out, iterations)
-        np.testing.assert_array_equal(dest[image], want)
-        np.testing.assert_array_equal(sizes[image, prefix:], np.bincount(want))
+        np.testing.assert_array_equal(result.slot_of_token[image], want)
+        np.testing.assert_array_equal(state.size[image, prefix:], np.bincount(want))
         stay = [*range(prefix), *(prefix + medoid for medoid in medoids)]
-        np.testing.assert_array_equal(rows[image], x[image][stay])
+        np.testing.assert_array_equal(state.x[image], x[image][stay])
 
 
-def random_tokens(n, width=5, batch=3, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(batch, n, width)).astype(np.float32)
-    return x, rng.uniform(0.1, 3, size=(batch, n)).astype(np.float32)
+def random_tokens(n):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, n, 5)).astype(np.float32)
+    return x, rng.uniform(0.1, 3, size=(3, n)).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -93,18 +78,12 @@ def test_ties_and_duplicates_go_to_the_lower_index():
     rng = np.random.default_rng(0)
     x = np.zeros((20, 16, 2), np.float32)
     x[..., 0] = rng.integers(0, 6, size=(20, 16))
-    weight = rng.integers(1, 4, size=(20, 16)).astype(np.float32)
-    check(x, weight, 7)
-    # All tokens alike: the first medoids keep themselves, the others go to the first.
-    dest, _, _ = pool(np.ones((2, 10, 3), np.float32), np.ones((2, 10), np.float32), 9)
-    np.testing.assert_array_equal(dest, 2 * [[*range(9), 0]])
+    x[0] = 1  # the first medoids keep themselves, the others go to the first
+    check(x, rng.integers(1, 4, size=(20, 16)).astype(np.float32), 7)
 
 
 def test_small_differences_beside_a_large_offset_are_seen():
     """Squares of 1,000 have steps of 0.06 in float32; the tokens are 0.01 apart."""
     x, weight = random_tokens(25)
-    x = np.float32(1000 + 0.01 * x)
-    check(x, weight, 8)
-    x, weight = random_tokens(20)
-    both = (pool(x, factor * weight, 6) for factor in (1, 2.0**-90))
-    chex.assert_trees_all_equal(*both)
+    check(np.float32(1000 + 0.01 * x), weight, 8)
+    chex.assert_trees_all_equal(pool(x, weight, 6), pool(x, weight * 2.0**-90, 6))
