@@ -19,7 +19,7 @@ from tests.helpers import oracles
 from tests.helpers.rounding import assert_close
 from tests.reduction import test_methods
 
-CASES = {label: (name, method) for label, name, method in test_methods.DEFAULTS}
+CASES = {name: test_methods.CASES[name] for name in test_methods.DEFAULTS}
 RNG = np.random.default_rng(1)
 SIZES = RNG.integers(1, 5, (3, 1 + test_methods.N0)).astype(np.float32)
 TOKENS = test_methods.random_tokens()

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from imagepiece_jax import kernels
-from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.kernels import choice
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.methods import METHODS
@@ -42,7 +41,7 @@ FURTHER = [
     ("peaks:keep_rate=0.4:blocks=(1,)", 64, 1),
     ("mctf:r=0.49:blocks=(0,)", 64, 1),
 ]
-CASES = [(name, method, 25, 1) for label, name, method in test_methods.DEFAULTS]
+CASES = [(*test_methods.CASES[name], 25, 1) for name in test_methods.DEFAULTS]
 for text, tokens, prefix in FURTHER:
     method = Reduction.read(text).method
     CASES.append((text.partition(":")[0], method, tokens, prefix))
@@ -124,7 +123,8 @@ def case_steps(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=LABELS)
-def test_forms_decide_like_the_definition_except_at_near_ties(case):
+def test_forms_decide_like_the_definition_except_at_near_ties(case, monkeypatch):
+    """With many images a GPU moves tokens longer than it starts kernels."""
     steps, prefix = case_steps(case)
     ties = 0
     for number, (block, layer) in enumerate(steps):
@@ -133,15 +133,10 @@ def test_forms_decide_like_the_definition_except_at_near_ties(case):
         if number == 0:  # the others have the same operations
             ties += count_near_ties(layer, block, prefix, "exact", "bfloat16")
     assert 100 * ties <= 3 * len(steps) * IMAGES
-
-
-@pytest.mark.parametrize("case", CASES[-len(FURTHER) :], ids=LABELS[-len(FURTHER) :])
-def test_the_form_for_many_images_decides_like_the_definition(case, monkeypatch):
-    """With many images a GPU moves tokens longer than it starts kernels."""
-    monkeypatch.setattr(choice, "LATENCY_BOUND_SIZE", 0)
-    steps, prefix = case_steps(case)
-    for block, layer in steps:
-        count_near_ties(layer, block, prefix, "fast for many images", "bfloat16")
+    if case in CASES[-len(FURTHER) :]:
+        monkeypatch.setattr(choice, "LATENCY_BOUND_SIZE", 0)
+        for block, layer in steps:
+            count_near_ties(layer, block, prefix, "fast for many images", "bfloat16")
 
 
 @pytest.mark.gpu
@@ -154,15 +149,3 @@ def test_a_gpu_decides_like_the_definition_except_at_near_ties(name):
     for block, layer in steps:
         ties = count_near_ties(layer, block, prefix, "fast", "bfloat16", 256, 384)
         assert 100 * ties < 256
-
-
-def test_fast_reductions_work_with_sizes_in_a_direction():
-    """Class attention and mean keys read the prefix."""
-    fields = "merge_ratio=0.06:merge_blocks=(0,1):prune_blocks=(2,):prop_attn=True"
-    vit = tiny_vit.pretrained(f"imagepiece_tome:{fields}")
-    options = {"dtype": "bfloat16", "sizes": "direction", "batch_size": 4}
-    exact, fast = (
-        np.asarray(optimize(vit, reductions=form, **options)(tiny_vit.images(4)))
-        for form in ("exact", "fast")
-    )
-    np.testing.assert_allclose(fast, exact, atol=0.02 * np.abs(exact).max())

@@ -11,7 +11,6 @@ from imagepiece_jax import kernels
 from imagepiece_jax.kernels import choice, size_direction
 from imagepiece_jax.kernels.folded_stem import FoldedStem, fold_stem
 from imagepiece_jax.models.layers import NORM_EPSILON, ConvStem, PatchStem
-from imagepiece_jax.reduction.state import TokenState
 from tests.helpers import tiny_vit
 from tests.helpers.random_gradients import draw_normal, pull_back
 from tests.helpers.rounding import assert_close
@@ -47,26 +46,6 @@ def test_sizes_in_a_direction(dtype):
             return size_direction.add_sizes(key, log_size, draw_normal(3, 8, seed=2))
 
     assert_forms_agree(dtype, add, key)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", ["dense", "masked", "biased", "registers"])
-def test_whole_attention(form, dtype):
-    is_biased = form == "biased"
-    module = tiny_vit.attention(12, 3, is_biased, dtype=dtype)
-    x = draw_normal(2, 7, 12, dtype=dtype)
-    prefix = 5 if form == "registers" else 1
-    size = np.random.default_rng(1).integers(1, 9, (2, 7)).astype(np.float32)
-    state = TokenState(x=x, size=size, num_prefix=prefix)
-    if form == "masked":
-        state = state.replace(mask=np.float32([[1, 0, 1, 1, 0, 1], [1] * 6]))
-    variables = tiny_vit.fill(jax.eval_shape(module.init, jax.random.key(0), x, state))
-
-    def attend(params, x):
-        return module.apply({"params": params}, x, state, train=True)[0]
-
-    params = variables["params"]
-    assert_forms_agree(dtype, attend, params, x, roundings=(32, 4), together=True)
 
 
 @pytest.mark.parametrize(

@@ -8,30 +8,23 @@ from tests.helpers import oracles
 from tests.helpers.reduction_steps import apply
 
 
-def random_maps(rng, batch, n, n_out, drop=0.2):
-    """Slot maps of `batch` images onto 0..n_out - 1. -> [batch, n] int32."""
-    slots = rng.integers(n_out, size=(batch, n))
-    dropped = round(drop * (n - n_out))
-    for row in slots:
-        order = rng.permutation(n)
-        row[order[:n_out]] = np.arange(n_out)
-        row[order[n - dropped :]] = DROPPED
-    return slots.astype(np.int32)
-
-
 def random_move(
     n, n_out, prefix=1, weighted=False, dtype="float32", drop=0.3, **fields
 ):
     """A TokenState and an Assignment of three images, all random."""
     rng = np.random.default_rng(0)
-    dest = random_maps(rng, 3, n, n_out, drop)
+    slots = rng.integers(n_out, size=(3, n)).astype(np.int32)
+    for row in slots:
+        order = rng.permutation(n)
+        row[order[:n_out]] = np.arange(n_out)
+        row[order[n - round(drop * (n - n_out)) :]] = DROPPED
     state = TokenState(
         x=rng.normal(size=(3, prefix + n, 4)).astype(dtype),
         size=rng.integers(1, 5, size=(3, prefix + n)).astype(np.float32),
         num_prefix=prefix,
     )
     weight = rng.uniform(0.1, 2.0, (3, n)).astype(np.float32) if weighted else None
-    return state, Assignment(dest, weight, n_out=n_out, **fields)
+    return state, Assignment(slots, weight, n_out=n_out, **fields)
 
 
 @pytest.mark.parametrize(

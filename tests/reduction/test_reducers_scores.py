@@ -7,6 +7,7 @@ import pytest
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import AttentionPool
 from imagepiece_jax.reduction.block_plan import StepCounts
+from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import (
     SCORES,
     Ranking,
@@ -14,7 +15,7 @@ from imagepiece_jax.reduction.reducers import (
     uniqueness_scores,
 )
 from imagepiece_jax.reduction.state import ReducerInputs, initial_state
-from tests.helpers import oracles, oracles_peaks, tiny_vit
+from tests.helpers import named_models, oracles, oracles_peaks, tiny_vit
 from tests.helpers.rounding import assert_close
 from tests.models.test_rotary import capture_attention
 from tests.models.test_vit_families import FAMILIES
@@ -169,15 +170,13 @@ def test_mean_query_scores_read_all_tokens_of_a_block(family, score):
             np.testing.assert_allclose(scores[image], expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("arch", [None, SIGLIP])
-@pytest.mark.parametrize("name", ["evit", "imagepiece", "token_pooling"])
-def test_default_scores_need_a_class_token_or_received_attention(arch, name):
-    """Class attention if there is a class token, else received attention."""
-    default = "class" if arch is None and name != "token_pooling" else "received"
-    reduction = tiny_vit.small_reduction(name)
-    for fields, score in (("", default), (":score=energy", "energy")):
-        plan = tiny_vit.model(f"{reduction}{fields}", arch=arch).plan
-        assert {p.reducer.score for p in plan if p.step} == {score}
+@pytest.mark.parametrize("class_token", [True, False])
+def test_default_scores_need_a_class_token_or_received_attention(class_token):
+    model = named_models.facts(class_token=class_token)
+    default = "class" if class_token else "received"
+    for name, score in (("imagepiece", default), ("token_pooling", "received")):
+        assert METHODS[name]().score_for(model) == score
+        assert METHODS[name](score="energy").score_for(model) == "energy"
 
 
 def fill_module(module, x):

@@ -1,5 +1,3 @@
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -32,8 +30,7 @@ TEXTS = [
 def test_a_reductions_text_reads_back(text):
     """The text has training fields, too, though equality ignores them."""
     reduction = Reduction.read(text)
-    words = {*text.split(":")}
-    assert {*str(reduction).split(":")} == words
+    assert {*str(reduction).split(":")} == {*text.split(":")}
     read_back = Reduction.read(str(reduction))
     assert read_back == reduction
     assert vars(read_back.method) == vars(reduction.method)
@@ -59,7 +56,11 @@ def test_equal_reductions_compute_the_same():
     assert short != Reduction.read("evit:prop_attn=True")
     assert short != Reduction.read("evit:keep_rate=.6")
     assert Reduction.read(None) == DENSE_REDUCTION == Reduction.read("none")
-    assert Reduction.read(ToMe(r=8)) == Reduction.read("tome:r=8")
+    assert Reduction.read(ToMe(r=8), False) == Reduction.read(
+        "tome:r=8:prop_attn=False"
+    )
+    with refused("prop_attn"):
+        Reduction.read("tome:prop_attn=False", True)
     assert str(DENSE_REDUCTION) == "none"
 
 
@@ -71,15 +72,10 @@ def test_equal_reductions_compute_the_same():
         ("tomme:r=8", "did you mean 'tome'?"),
         ("tome:r=8:r=9", "'r=9' must be FIELD=VALUE, once"),
         ("tome:keep_rate=.5", "a field of tome: macs, counts, "),
-        ("tome:r={}", "a whole number"),
-        ("tome:prop_attn=1", "one of None, True, False"),
         ("evit:keep_rate=0.6:counts=(9,9)", "keep_rate and counts both decide"),
-        ("evit:blocks=3", "must be a tuple"),
         ("evit:counts=stages", "needs macs"),
         ("evit:counts=(9,9):macs=.5", "excludes macs"),
         ("50", "reduction 50: macs is 50; it must be a number, above 0 and at most 1"),
-        (50, "at most 1"),
-        (float("nan"), "a number"),
         ({"name": "tome"}, "reduction is {'name': 'tome'}"),
     ],
 )
@@ -108,18 +104,8 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(tmp_path, monke
         Reduction.read("gone")
 
 
-def test_a_reduction_has_one_prop_attn():
-    assert Reduction.read("tome", False) == Reduction.read("tome:prop_attn=False")
-    with refused("prop_attn"):
-        Reduction.read("tome:prop_attn=False", True)
-
-
 def test_a_method_without_dataclass_is_refused_where_it_is_registered(monkeypatch):
     """Its fields would be lost."""
     monkeypatch.setattr(METHODS, "data", dict(METHODS.data))
-    fields = {"amount": 3, "__annotations__": {"amount": int}}
-    Forgotten = type("Forgotten", (Method,), fields)
     with pytest.raises(InputError, match="dataclass"):
-        METHODS["forgotten"] = Forgotten
-    METHODS["mine"] = dataclasses.dataclass(frozen=True)(Forgotten)
-    assert str(Reduction(METHODS["mine"](amount=4))) == "mine:amount=4"
+        METHODS["forgotten"] = type("Forgotten", (Method,), {"amount": 3})

@@ -77,14 +77,6 @@ def test_training_step_equals_the_authors(assets):
         np.testing.assert_allclose(slopes[name], gradient, atol=2e-4 * scale)
 
 
-def test_masked_plan_removes_nothing_and_lists_evaluation_counts():
-    plan = create.build_model(named_models.config("deit_ti"), "dtem", masked=True).plan
-    assert {layer.mlp_tokens for layer in plan} == {197}
-    live = [layer.counts.evaluation for layer in plan]
-    assert [(c.n_in, c.n_out) for c in live[:2]] == [(196, 180), (180, 164)]
-    assert (live[-1].n_in, live[-1].n_out) == (20, 10)
-
-
 def test_embedding_width_is_one_or_two_heads_and_the_rest_is_frozen():
     assert dtem.embedding_width(384, 6) == 64
     assert dtem.embedding_width(1024, 16) == 128

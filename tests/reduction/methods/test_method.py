@@ -58,14 +58,6 @@ def test_default_blocks_follow_the_models_depth(depth):
     assert method.blocks == {2: (3, 6, 9), 6: (1, 3, 4)}[depth]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_equal_methods_have_equal_steps(name):
-    """Else equal models would differ, and jit would compile each."""
-    steps, equal_steps = (METHODS[name]().steps(facts()) for _ in range(2))
-    assert steps == equal_steps
-    assert hash(tuple(steps)) == hash(tuple(equal_steps))
-
-
 @pytest.mark.parametrize(
     "text, pool, message",
     [

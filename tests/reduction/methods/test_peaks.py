@@ -49,22 +49,6 @@ def reduce_once(x, score, size, patches, n_out, mask=None, fast=False):
 compiled_step = tiny_vit.compiled(reduce_once, static_argnames=("n_out", "fast"))
 
 
-def test_an_attended_token_joins_a_more_attended_copy():
-    """Token 1 has the second score, token 5 the last; token 5 stays.
-
-    Scores times distances: 0.6, 0.0038, 0.0015, 0.0536, 0.0067, 0.0081.
-    """
-    x = vectors([0, 10, 50, 60, 90, 200], [1, 2, 1, 1, 1, 1])
-    score = np.float32([[0.30, 0.25, 0.10, 0.15, 0.05, 0.006]])
-    size = np.float32([[1, 2, 1, 1, 3, 1]])
-    _, result, after = compiled_step(x, score, size, size, n_out=3)
-    assert result.slot_of_token.tolist() == [[0, 0, 1, 1, 1, 2]]
-    expected = [(1, 1), (1.4407, 0.1579), (0.4643, 0.8550), (-0.9397, -0.3420)]
-    np.testing.assert_allclose(after.x[0], expected, atol=1e-4)
-    np.testing.assert_allclose(after.attn_size, [[1, 2.9696, 4.5829, 1]], atol=1e-4)
-    assert after.size.tolist() == [[1, 3, 5, 1]]
-
-
 KINDS = ("random", "few", "equal", "alike", "zero", "unattended", "opposite")
 
 
