@@ -77,10 +77,6 @@ def test_imagepiece_merges_by_hand(candidates, merges, values, sizes):
     assert result.by_size
 
 
-RATES = ("0", "0.7", "1")
-MERGES = [("0", "0.3", "all"), ("0.5", "0.6", "candidates"), ("1", "1", "all")]
-
-
 @functools.partial(tiny_vit.compiled, static_argnums=1)
 def decide_all(inputs, cases):
     """Similarities and all decisions for one n, in one program."""
@@ -89,16 +85,14 @@ def decide_all(inputs, cases):
 
 
 def reducers_at(n):
-    """(reducer, counts) of every rate and parity with an effect at `n` tokens."""
+    """(reducer, counts) from the strongest to the weakest reduction of `n` tokens."""
     cases = []
-    for kept in sorted({oracles.keep_count(rate, n) for rate in RATES} - {n}):
+    for kept in sorted({1, n // 2, n - 1}):
         cases.append((TopK(), StepCounts(n_in=n, n_out=kept)))
         cases.append((TopK(fuse=True), StepCounts(n_in=n, n_out=kept + 1)))
-    splits = {oracles.merge_counts(n, *amount) for amount in MERGES}
-    for candidates, merges in sorted(splits):
+    for candidates, merges in {(n, 1), (n, n // 2), (n - n // 3, n // 3)}:
         counts = StepCounts(n_in=n, n_out=n - merges, candidates=candidates)
-        if merges:
-            cases += [(Retokenize(parity), counts) for parity in (0, 1)]
+        cases += [(Retokenize(parity), counts) for parity in (0, 1)]
     return tuple(cases)
 
 
@@ -114,13 +108,12 @@ def slow_slots(reducer, counts, scores, similarity):
     )
 
 
-@pytest.mark.parametrize("n", (1, 2, 3, 8, 19, 64))
+@pytest.mark.parametrize("n", (2, 3, 8, 19, 64))
 def test_decisions_equal_the_oracle(n):
     scores, metric = tied_images(n, seed=n)
     inputs = make_inputs(scores, metric)
     cases = reducers_at(n)
     similarity, results = decide_all(inputs, cases)
-    assert bool(cases) == (n > 1)  # no rule reduces a single token
     for (reducer, counts), result in zip(cases, results, strict=True):
         assert result.n_out == counts.n_out
         assert result.slot_of_token.dtype == jnp.int32

@@ -6,64 +6,24 @@ import pytest
 from imagepiece_jax.models.vit import Outputs
 from imagepiece_jax.reduction import token_selector
 from imagepiece_jax.reduction.state import Assignment, Masking, initial_state
-from tests.helpers import masked_models, oracles, oracles_learned, tiny_vit
+from tests.helpers import masked_models, oracles, tiny_vit
 from tests.helpers.random_gradients import draw_normal
-from tests.helpers.rounding import assert_close
 
 
-def image_keys(batch, seed=0):
-    return masked_models.keys(batch, seed)["reducer"]
-
-
-@pytest.mark.parametrize("n, dim", [(1, 8), (7, 12), (5, 11)])
-def test_scores_equal_the_oracle(n, dim):
-    x = draw_normal(3, n, dim)
-    net = token_selector.KeepScores()
-    variables = tiny_vit.fill(jax.eval_shape(net.init, jax.random.key(0), x))
-    run = tiny_vit.jit(net.apply)
-    mask = (draw_normal(3, n, seed=1) > 0).astype(np.float32)
-    mask[2] = 0  # nothing is live there
-    for live in (None, mask):
-        scores = run(variables, x, live)
-        assert scores.dtype == jnp.float32
-        for image in range(3):
-            image_mask = None if live is None else live[image]
-            expected = oracles_learned.keep_scores(
-                variables["params"], x[image], image_mask
-            )
-            np.testing.assert_allclose(scores[image], expected, rtol=2e-5, atol=2e-5)
-    half_scores = run(variables, x.astype(jnp.bfloat16), None)
-    assert half_scores.dtype == jnp.float32
-    assert_close(jnp.exp(half_scores).sum(-1), 1, units=8)
-
-
-draw_mask = jax.jit(token_selector.draw_mask)
-
-
-def draw(scores, mask=None, seed=0):
-    return draw_mask(scores, mask, image_keys(len(scores), seed))
-
-
-def test_draws_keep_as_often_as_the_scores_say():
-    chance = np.float32([0.1, 0.5, 0.9, 1e-9])
-    scores = np.log(np.stack([chance, 1 - chance], axis=-1))
-    count = 3000
-    keep = np.asarray(draw(np.broadcast_to(scores, (count, 4, 2))))
-    assert set(np.unique(keep)) == {0.0, 1.0}
-    deviation = np.sqrt(chance * (1 - chance) / count)
-    np.testing.assert_allclose(keep.mean(0), chance, atol=1e-6 + 4 * deviation.max())
-    assert keep[:, 3].max() == 0
+def image_keys(batch):
+    return masked_models.keys(batch)["reducer"]
 
 
 def test_draws_have_the_gradient_of_a_softmax():
     scores = draw_normal(2, 5, 2)
     weight = draw_normal(2, 5, seed=1)
+    keys = image_keys(2)
 
     def hard_sum(scores):
-        return jnp.sum(weight * draw(scores))
+        return jnp.sum(weight * token_selector.draw_mask(scores, None, keys))
 
     def soft_sum(scores):
-        noise = token_selector.draw_gumbel_noise(image_keys(2), (5, 2))
+        noise = token_selector.draw_gumbel_noise(keys, (5, 2))
         return jnp.sum(weight * jax.nn.softmax(scores + noise)[..., 0])
 
     gradient = tiny_vit.jit(jax.grad(hard_sum))(scores)

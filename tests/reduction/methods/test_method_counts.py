@@ -20,16 +20,13 @@ def expand_counts(text):
     "text, site, tokens",
     [
         ("random:keep_rate=0.7", "mid", "3*197 3*139 3*98 3*69"),  # as EViT
-        ("dynamicvit:keep_rate=0.1", "pre", "3*197 3*20 6*2"),
         ("dynamicvit:keep_rate=0.0", "pre", "3*197 9*2"),
-        ("dynamicvit:keep_rate=0.5:blocks=(9,3,6)", "pre", "3*197 3*99 3*50 3*25"),
         ("token_pooling:keep_rate=0.5:blocks=(9,3,6)", "pre", "3*197 3*99 3*50 3*25"),
         # One token and a package are left, so later steps cannot shrink.
         ("spvit:keep_rates=(0.,0.,0.)", "pre", "3*197 9*3"),
         ("spvit:keep_rates=(.1,.001,0.)", "pre", "3*197 3*21 6*4"),
         # A step without a change leaves no package.
         ("spvit:keep_rates=(1.,.5,.5)", "pre", "6*197 6*100"),
-        ("grid_pooling:grid_size=8:block=3", "pre", "3*197 9*65"),
         ("tome:r=1000", "mid", "99 50 26 14 8 5 3 5*2"),
     ],
 )
