@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax import kernels
-from imagepiece_jax.kernels import choice, size_direction
+from imagepiece_jax.kernels import attention_scores, choice, size_direction
 from imagepiece_jax.kernels.folded_stem import FoldedStem, fold_stem
 from imagepiece_jax.models.layers import NORM_EPSILON, ConvStem, PatchStem
 from tests.helpers import tiny_vit
@@ -42,6 +42,25 @@ def test_sizes_in_a_direction(dtype, roundings):
             return size_direction.add_sizes(key, log_size, draw_normal(3, 8, seed=2))
 
     assert_forms_agree(dtype, add, key, roundings=roundings)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_scores(biased, dtype):
+    """Scores of the class token and the mean query; two tokens are masked by bias."""
+    query = draw_normal(3, 9, 2, 4, dtype=dtype)
+    key = draw_normal(3, 9, 2, 4, seed=1, dtype=dtype)
+    bias = None
+    if biased:
+        bias = draw_normal(3, 9, seed=2)
+        bias[:, 5:7] = -np.inf
+
+    def scores(query, key):
+        with choice.fast_forms(dtype == "bfloat16"):
+            queries = attention_scores.class_and_mean_queries(query)
+            return attention_scores.mean_attention(queries, key, bias)
+
+    assert_forms_agree("float32", scores, query, key, roundings=16)
 
 
 @pytest.mark.parametrize(

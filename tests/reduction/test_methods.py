@@ -31,10 +31,8 @@ SETTINGS = [
     "evit:fuse_token=True",
     "evit:keep_rate=0.0:blocks=(0,1)",
     "tome:r=99",
-    "random:keep_rate=0.0",
     "grid_pooling:grid_size=1",
     "token_learner:num_tokens=25:block=0",
-    "dynamicvit:keep_rate=0.0",
     "spvit:keep_rates=(0.5,):blocks=(1,)",
     "diffrate:prune=(20,26,9):merge=(20,12,9)",
     "diffrate:prune=(2,2,2):merge=(2,2,2)",
@@ -46,9 +44,6 @@ SETTINGS = [
     "atc:linkage=single:size_weighting=False",
     "imagepiece_dynamicvit:mode=topk",
     "peaks:keep_rate=0.0",
-    "peaks:score=class_and_mean:blocks=(0,1)",
-    "peaks:score=energy",
-    "imagepiece:score=mean",
 ]
 # The default is too large for the few tokens here.
 SMALLER = {"grid_pooling": "grid_size=2", "tofu": "keep_rate=0.7"}

@@ -90,8 +90,9 @@ def reducers_at(n):
     for kept in sorted({1, n // 2, n - 1}):
         cases.append((TopK(), StepCounts(n_in=n, n_out=kept)))
         cases.append((TopK(fuse=True), StepCounts(n_in=n, n_out=kept + 1)))
-    for candidates, merges in {(n, 1), (n, n // 2), (n - n // 3, n // 3)}:
-        counts = StepCounts(n_in=n, n_out=n - merges, candidates=candidates)
+    for candidates in {n, n - n // 3}:
+        n_out = n - candidates // 2
+        counts = StepCounts(n_in=n, n_out=n_out, candidates=candidates)
         cases += [(Retokenize(parity), counts) for parity in (0, 1)]
     return tuple(cases)
 
