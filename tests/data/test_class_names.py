@@ -2,7 +2,6 @@ import dataclasses
 import functools
 import re
 
-import numpy as np
 import pytest
 
 import imagepiece_jax
@@ -30,9 +29,8 @@ def test_a_run_keeps_its_class_names(tmp_path):
     run_dir.record_start(tmp_path, config)
     assert read_class_names(tmp_path, 3) == names
     assert "Käfer" in (tmp_path / "classes.json").read_text(encoding="utf-8")
-    run_dir.record_start(tmp_path, config, names[:2])
-    with refused("class_names", "classes.json", "3 names"):
-        read_class_names(tmp_path, 3)
+    with refused("class_names", "classes.json", "4 names"):
+        read_class_names(tmp_path, 4)
     for wrong_names in (b"ab", {0: "a", 1: "b"}, {"a", "b"}):
         with refused("class_names"):
             class_names.checked_names(wrong_names, 2)
@@ -96,28 +94,25 @@ def open_val(root, names, **options):
 
 
 @pytest.mark.parametrize(
-    "folders, model",
+    "folders, model, labels",
     [
-        (("ant", "n01440764"), ("tench", "bee", "ant")),
-        (("ant", "tench"), ("n01440764", None, "ant")),
+        (("ant", "n01440764"), ("tench", "bee", "ant"), [2, 2, 0, 0]),
+        (("ant", "tench"), ("n01440764", None, "ant"), [2, 2, 0, 0]),
+        (("01", "02", "10"), None, [0, 0, 1, 1, 2, 2]),
+        (("a9", "b10", "b8c"), None, [0, 0, 1, 1, 2, 2]),
     ],
 )
-def test_folders_names_give_their_labels(tmp_path, folders, model):
+def test_folders_names_give_their_labels(tmp_path, folders, model, labels):
     source = open_val(tmp_path, folders, num_classes=3, class_names=model)
-    assert source.num_classes == 3
-    assert source.class_names == (folders[1], None, "ant")
-    assert source.labels.tolist() == [2, 2, 0, 0]
+    assert source.labels.tolist() == labels
+    expected_names = (folders[1], None, "ant") if model else folders
+    assert (source.num_classes, source.class_names) == (3, expected_names)
 
 
 @pytest.mark.parametrize(
     "folders, model, message",
     [
-        (
-            ("ant",),
-            ("bee", "cat"),
-            "class 'ant', .*no class of the model.*class_names=",
-        ),
-        (("giant_panda",), ("giant panda",), "class 'giant_panda', .*no class"),
+        (("giant_panda",), ("giant panda",), "class 'giant_panda', the name of no"),
         # timm and torchvision sort differently.
         ([*map(str, range(12))], None, "class '11' before '2'"),
         (["a1_2", "a1_10", "none"], None, "class 'a1_10' before 'a1_2'"),
@@ -129,12 +124,5 @@ def test_folders_names_give_their_labels(tmp_path, folders, model):
 )
 def test_unknown_or_ambiguous_folders_are_refused(tmp_path, folders, model, message):
     num_classes = len(model or folders)
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         open_val(tmp_path, folders, num_classes=num_classes, class_names=model)
-
-
-@pytest.mark.parametrize("names", [["01", "02", "10"], ["a9", "b10"]])
-def test_folders_sort_as_text(tmp_path, names):
-    source = open_val(tmp_path, names)
-    assert source.class_names == tuple(names)
-    assert source.labels.tolist() == np.arange(len(names)).repeat(2).tolist()

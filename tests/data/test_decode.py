@@ -19,7 +19,6 @@ def encode(image, format, **options):
     "mode, options",
     [
         ("RGB", {}),
-        ("RGB", {"subsampling": 0, "quality": 100}),
         ("RGB", {"progressive": True}),
         ("RGB", {"keep_rgb": True}),
         ("L", {}),
@@ -80,7 +79,6 @@ TRANSPARENT.putalpha(0)
         Image.fromarray(np.float32(GRAY >> 8)),
         Image.fromarray(np.int32(GRAY >> 8)),
         BYTES.convert("LA").convert("La"),
-        BYTES.convert("RGBA").convert("RGBa"),
         PALETTED,
         TRANSPARENT,
         *map(BYTES.convert, ("P", "LA", "CMYK", "YCbCr")),
@@ -94,8 +92,7 @@ def test_every_pillow_mode_becomes_eight_bits(image):
 
 
 @pytest.mark.parametrize(
-    "values",
-    [[-1.0, 200.0], [0.0, 1.0], [0.0, 1e5], [0.0, np.nan], [0, 70000], [-5, 0]],
+    "values", [[-1.0, 200.0], [0.0, 1.0], [0.0, np.nan], [0, 70000], [-5, 0]]
 )
 def test_numbers_without_a_known_range_are_refused(values):
     """Clipping to 0 .. 255 would make them black or white."""
@@ -120,13 +117,12 @@ FLOATS = encode(Image.fromarray(np.float32([[0, 0.5]])), "TIFF")
     "data, reason",
     [
         (b"no image at all", "no known image format"),
-        (JPEG[: len(JPEG) // 2], "truncated"),
         (JPEG[:-2], "truncated"),
         (large_png(20_000, 9_000), "178,956,970 pixels"),
         (FLOATS, "not 0 to 255"),
         (None, "No such file"),
     ],
-    ids=range(6),
+    ids=range(5),
 )
 def test_damaged_or_too_large_images_are_unreadable(tmp_path, data, reason):
     file = str(tmp_path / "gone.jpg") if data is None else data

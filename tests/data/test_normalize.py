@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.normalize import normalize, warn_if_unnormalized
-from imagepiece_jax.errors import InputError
+from tests.helpers.refused_calls import refused
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5,) * 3, (0.5,) * 3  # the AugReg ViTs'
@@ -25,19 +25,15 @@ def test_normalization_by_hand():
 
 def test_means_of_pixels_are_refused():
     image = np.zeros((1, 1, 3), np.uint8)
-    with pytest.raises(InputError, match=r"mean is 123; it must be"):
+    with refused("mean is 123; it must be"):
         normalize(image, (123, 117, 104), (58, 57, 57))
-    with pytest.raises(InputError, match="std is 58; it must"):
-        normalize(image, IMAGENET[0], (58, 57, 57))
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8)
 WRONG = {
     "0 .. 255": np.float32(PIXELS),
-    "dark": np.float32(PIXELS // 8),
     "twice": np.float32((PIXELS / 255 - 0.5) / (0.5 / 255)),
     "0 .. 1": PIXELS / 255,
-    "float16": np.float16(PIXELS / 255),
     "in JAX": jnp.asarray(PIXELS / 255),
     "NaN": np.full((2, 40, 40, 3), np.nan),
 }
@@ -52,11 +48,9 @@ def test_unnormalized_ranges_cause_a_warning(images):
 def test_possibly_normalized_images_cause_no_warning():
     """Also noise, constants and traced arrays."""
     noise = np.random.default_rng(0).normal(size=(8, 96, 96, 3))
-    black = np.zeros((2, 40, 40, 3), np.float32)
-    inputs = [np.asarray(normalize(PIXELS, *IMAGENET)), noise, black, black + 1]
-    inputs += [np.float32(black + 255), black[:0]]
+    white = np.ones((2, 40, 40, 3), np.float32)
     with warnings.catch_warnings(action="error"):
-        for images in inputs:
+        for images in (np.asarray(normalize(PIXELS, *IMAGENET)), noise, white):
             warn_if_unnormalized(images, *IMAGENET)
         jax.jit(lambda x: warn_if_unnormalized(x, *IMAGENET))(np.float32(PIXELS))
         # This model takes pixels in [0, 1].

@@ -8,7 +8,6 @@ from PIL import Image
 
 from imagepiece_jax.data.pictures import as_source, find_images
 from imagepiece_jax.data.sources.registry import open_source
-from imagepiece_jax.errors import InputError
 from tests.helpers.picture_files import noise, write_images, write_plain
 from tests.helpers.refused_calls import refused
 
@@ -18,28 +17,32 @@ NAMES = ("a.png", "b c.png", "d.png")
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Three images in a folder, and another current folder."""
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
+    elsewhere = write_plain(tmp_path / "elsewhere", "b.jpg")
+    monkeypatch.chdir(elsewhere)
     return write_plain(tmp_path / "photos", *NAMES)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_list_may_have_other_encodings_and_blanks(folder, encoding):
-    lines = [f"{folder}/a.png", f"{folder}/b c.png\r", f" {folder}/d.png\t\r", ""]
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_stands_for_its_lines(folder, monkeypatch, encoding):
+    """They are relative to the current folder or the list's; only line ends split."""
+    lines = ["gone\r.png", "a.png", "b c.png\r", " d.png\t\r", "~/e.png", ""]
     (folder / "list.txt").write_bytes("\n".join(lines).encode(encoding))
-    expected = [str(folder / name) for name in NAMES]
-    assert find_images([folder / "list.txt"]) == expected
-
-
-def test_paths_are_relative_to_the_current_or_the_lists_folder(folder, monkeypatch):
-    (folder / "list.txt").write_text("gone.png\n" + "\n".join(NAMES))
-    paths = find_images([folder / "list.txt"])
-    assert paths[1:] == [str(folder / name) for name in NAMES]
+    monkeypatch.setenv("HOME", str(folder))
+    paths = find_images(["~/list.txt", "b.jpg"])
+    names = ("gone\r.png", *NAMES, "e.png")
+    assert paths == [*(str(folder / name) for name in names), "b.jpg"]
     write_plain(pathlib.Path(), "a.png")
     assert find_images([folder / "list.txt"])[1] == "a.png"
-    monkeypatch.setenv("HOME", str(folder))
-    (folder / "list.txt").write_text("~/d.png\n")
-    assert find_images(["~/list.txt"]) == [str(folder / "d.png")]
+
+
+def test_missing_and_undecodable_lists_are_refused(tmp_path):
+    with refused("images"):
+        find_images([])
+    with pytest.raises(FileNotFoundError, match=r"no\.csv"):
+        find_images([f"{tmp_path}/no.csv"])
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfea")
+    with refused("list.txt"):
+        find_images([tmp_path / "list.txt"])
 
 
 def test_a_hidden_image_counts_if_it_is_named(folder):
@@ -75,19 +78,3 @@ def test_images_may_be_paths_a_folder_or_a_set(tmp_path):
     for source in sources:
         assert len(source) == 3
         np.testing.assert_array_equal(source[1].pixels, pixels[1])
-
-
-def test_a_list_of_paths_stands_for_its_lines(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.png", "b.jpg"):
-        (tmp_path / name).touch()
-    (tmp_path / "list.txt").write_bytes(b"a.png\r\n\n\xff.jpg\na\rb\n")
-    paths = find_images(["list.txt", "b.jpg"])
-    assert paths == ["a.png", "\udcff.jpg", "a\rb", "b.jpg"]
-    with refused("images"):
-        find_images([])
-    with pytest.raises(FileNotFoundError, match=r"no\.csv"):
-        find_images(["b.jpg", "no.csv"])
-    (tmp_path / "list.txt").write_bytes(b"\xff\xfea")
-    with pytest.raises(InputError, match=r"list\.txt"):
-        find_images(["list.txt"])

@@ -1,13 +1,14 @@
 import dataclasses
 import functools
 
-import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from imagepiece_jax.data.augment import pipeline
+from imagepiece_jax.data.augment.randaugment import randaugment
 from imagepiece_jax.data.config import AugmentConfig
+from imagepiece_jax.data.normalize import normalize
 from tests.helpers.oracles_augment import erased_boxes, photograph_pieces
 
 COUNT = 6
@@ -34,56 +35,29 @@ def draw_boxes(prob=1.0):
     return np.asarray(jax.jit(draw)(image_keys(6000)))
 
 
-def test_augmentations_have_the_recipes_order_and_keys_of_their_own(monkeypatch):
-    calls = []
-
-    def record_calls(name, has_keys):
-        def step(images, *rest):
-            keys = jax.random.key_data(rest[0]).tolist() if has_keys else []
-            calls.append((name, keys, rest[has_keys:]))
-            return images + 1
-
-        monkeypatch.setattr(pipeline, name, step)
-
-    record_calls("randaugment", True)
-    record_calls("normalize", False)
-    record_calls("erase_randomly", True)
-    draws = []
-
-    def draw():
-        draws.append(image_keys(2))
-        return draws[-1]
-
+def test_augmentations_have_the_recipes_order_and_a_key_per_image():
     full = dataclasses.replace(POLICY, erase_prob=0.5)
-    images = jnp.zeros((2, 3, 3, 3))
-    assert (pipeline.augment_batch(images, full, *HALF, draw) == 3).all()
-    names, keys, rest = zip(*calls, strict=True)
-    assert names == ("randaugment", "normalize", "erase_randomly")
-    assert rest == ((full, (128, 128, 128)), HALF, (0.5,))
-    used_keys = [*map(tuple, keys[0]), *map(tuple, keys[2])]
-    assert len(used_keys) == 4 == len(set(used_keys)), "two steps, two images"
-    assert len(draws) == 1
-    pipeline.augment_batch(images, augment_config(), *HALF, draw)
-    assert len(draws) == 1 and calls[-1][0] == "normalize"
-
-
-def test_one_program_serves_all_draws():
-    chex.clear_trace_counter()
-    full = augment_config(erase_prob=0.5)
+    images = photograph_pieces(COUNT, SIDE, SIDE)
+    keys = image_keys(COUNT)
 
     @jax.jit
-    @chex.assert_max_traces(n=1)
     def augment(images, keys):
         return pipeline.augment_batch(images, full, *HALF, lambda: keys)
 
-    images = photograph_pieces(COUNT, SIDE, SIDE)
-    first = np.asarray(augment(images, image_keys(COUNT, 0)))
-    second = np.asarray(augment(images, image_keys(COUNT, 1)))
-    assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(augment(images, image_keys(COUNT, 1)), second)
+    @jax.jit
+    def apply_in_order(images, keys):
+        split_keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
+        images = randaugment(images, split_keys[:, 2], full, (128, 128, 128))
+        images = normalize(images, *HALF)
+        return pipeline.erase_randomly(images, split_keys[:, 3], 0.5)
+
+    out = np.asarray(augment(images, keys))
+    np.testing.assert_array_equal(out, apply_in_order(images, keys))
     order = np.array([3, 1, 5, 0, 4, 2])
-    permuted = augment(images[order], image_keys(COUNT, 1)[order])
-    np.testing.assert_array_equal(permuted, second[order])
+    permuted = augment(images[order], keys[order])
+    np.testing.assert_array_equal(permuted, out[order])
+    plain = pipeline.augment_batch(images, augment_config(), *HALF, pytest.fail)
+    np.testing.assert_array_equal(plain, normalize(images, *HALF))
 
 
 def test_erased_boxes_have_the_references_distribution():

@@ -11,6 +11,7 @@ from imagepiece_jax.data.sources.registry import open_source
 from tests.helpers.picture_files import write_plain
 from tests.helpers.refused_calls import refused
 
+
 def test_system_files_are_left_out_and_counted(tmp_path, capsys, caplog):
     for split in ("train", "val"):
         write_plain(tmp_path, f"{split}/ant/a.jpg", f"{split}/bee/b.jpg")
