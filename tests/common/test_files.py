@@ -1,4 +1,3 @@
-import errno
 import json
 import os
 import subprocess
@@ -20,11 +19,6 @@ def test_a_lock_keeps_other_processes_out_and_leaves_no_file(tmp_path):
     with files.locked_folder("out", folder):
         (folder / "run.json").touch()
     assert [*folder.iterdir()] == [folder / "run.json"]
-
-
-def write_folder(folder, text):
-    with files.replacement_folder(folder) as new:
-        (new / "file").write_text(text)
 
 
 def read_texts(folder):
@@ -66,27 +60,26 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path):
     assert read_texts(tmp_path) == {"file": "ours"}
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "bad"), KeyboardInterrupt()])
 @pytest.mark.parametrize("failing", [1, 2])
-def test_a_failed_replacement_restores_a_links_folder(
-    tmp_path, monkeypatch, error, failing
-):
-    target = tmp_path / "disk" / "target"
-    write_folder(target, "older")
-    (tmp_path / "link").symlink_to(target)
-    write_folder(tmp_path / "link", "old")
+def test_a_failed_replacement_restores_a_links_folder(tmp_path, monkeypatch, failing):
+    def write_folder(text):
+        with files.replacement_folder(tmp_path / "link") as new:
+            (new / "file").write_text(text)
+
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "target")
+    write_folder("old")
     rename = os.rename
     calls = []
 
     def fail_once(*names):
         calls.append(names)
         if len(calls) == failing:
-            raise error
+            raise KeyboardInterrupt
         rename(*names)
 
     monkeypatch.setattr(os, "rename", fail_once)
-    with pytest.raises((RunError, KeyboardInterrupt)):
-        write_folder(tmp_path / "link", "new")
+    with pytest.raises(KeyboardInterrupt):
+        write_folder("new")
     assert read_texts(tmp_path / "disk") == {"target/file": "old"}
 
 
@@ -135,19 +128,18 @@ def test_unwritable_files_and_inputs_are_refused_before_the_work(tmp_path):
     (tmp_path / "folder.json").mkdir()
     names = ["config.json", "classes.json", "labels.json"]
     for name in names:
-        (tmp_path / name).write_text("{}")
+        (tmp_path / name).touch()
 
     def check(name, inputs=()):
         files.check_writable("json", tmp_path / name, [".json", ".jsonl"], inputs)
 
     check("B.JSON")
+    check("labels.json")
     for name in ("no/a.json", "folder.json", "labels.json/b.json"):
         with refused("cannot be written"):
             check(name)
-    for name in ("panda.jpg", "result"):
-        with refused("must end in .json or .jsonl"):
-            check(name)
-    check("labels.json", list_input_files(tmp_path))
+    with refused("must end in .json or .jsonl"):
+        check("panda.jpg")
     for name in names:
-        with refused("json ", f"{name} is an input of this"):
+        with refused(f"{name} is an input of this"):
             check(name, list_input_files(tmp_path, f"csv:{tmp_path}/labels.json"))

@@ -6,6 +6,7 @@ import sys
 import types
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +78,6 @@ def check_round_trip(devices, everywhere=None):
     devices: of this process; everywhere: of all processes
     """
     state = {"w": np.arange(1 << 18, dtype=np.float32), "step": np.asarray(4, np.int32)}
-    expected = {name: x.copy() for name, x in state.items()}
     replicated = parallel.replicate(state)
     shapes = [leaf["w"].shape for leaf in (replicated, parallel.local_rows(replicated))]
     assert shapes == [(everywhere or devices, 1 << 18), (devices, 1 << 18)]
@@ -85,18 +85,13 @@ def check_round_trip(devices, everywhere=None):
     grow = parallel.pmap(plus_one, donate_argnums=0, program_name="step")
     grown = grow(replicated)
     host = parallel.unreplicate(grown)
-    host_copy = {name: x.copy() for name, x in host.items()}
-    last = grow(grow(grown))
+    last = grow(grow(grown))  # must not write into `host`
     assert replicated["w"].is_deleted() and grown["w"].is_deleted()
-    for name in state:
-        assert isinstance(host[name], np.ndarray)
-        assert host[name].flags.writeable
-        assert host[name].dtype == expected[name].dtype
-        np.testing.assert_array_equal(state[name], expected[name])
-        np.testing.assert_array_equal(host[name], expected[name] + 1)
-        np.testing.assert_array_equal(host[name], host_copy[name])
-        last_host = parallel.unreplicate(last)[name]
-        np.testing.assert_array_equal(last_host, expected[name] + 3)
+    for increment, tree in ((1, host), (3, parallel.unreplicate(last))):
+        assert tree["w"].flags.writeable
+        expected = {"w": np.arange(1 << 18) + increment, "step": 4 + increment}
+        chex.assert_trees_all_equal(tree, expected)
+        chex.assert_trees_all_equal_dtypes(tree, state)
 
 
 def check_pairs(devices, m):
@@ -146,8 +141,6 @@ def check_agreement(process):
         check_settings(config | {"lr": process})
     with refused("config.parts is missing on process 1"):
         check_settings(config | {"parts": [{}, {"gelu": "tanh"}][process]})
-    with refused("a is missing on process 1, but 5 on process"):
-        parallel.check_same_values([{"a": 5}, {}][process])
     with refused("training images is 6 on process 1, but 7 on"):
         check_settings(count=7 - process)
     with refused("checksum of the names of the classes is"):
@@ -192,15 +185,8 @@ def test_a_mapped_function_has_its_platforms_compiler_options(monkeypatch):
         return original_compile(lowered, compiler_options, **rest)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
-    add = parallel.pmap(
-        lambda state, x: state + x, donate_argnums=(0,), program_name="step"
-    )
-    state = parallel.replicate(np.float32(1))
-    x = parallel.replicate(np.float32(2))
-    add.compile(state, np.empty(len(parallel.local_devices()), np.float32))
-    assert options_seen == [options]
-    assert add.working_bytes >= 0
-    for _ in range(3):
-        state = add(state, x)
-    assert parallel.unreplicate(state) == 7.0
+    double = parallel.pmap(lambda x: 2 * x, program_name="step")
+    double.compile(np.empty(1, np.float32))
+    assert double.working_bytes >= 0
+    assert parallel.unreplicate(double(parallel.replicate(np.float32(3)))) == 6
     assert options_seen == [options]  # compiled before all calls

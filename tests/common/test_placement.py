@@ -1,5 +1,4 @@
-import itertools
-
+import numpy as np
 import pytest
 
 from imagepiece_jax.common.placement import Placement, device_samples
@@ -11,9 +10,7 @@ def test_mixup_partners_are_in_mirrored_places(samples, devices):
     """Partners share a device, except middle samples of two mirrored devices."""
     placed = device_samples(samples, devices)
     m = samples // devices
-    places = {
-        placed[d, k]: (d, k) for d, k in itertools.product(range(devices), range(m))
-    }
+    places = {sample: place for place, sample in np.ndenumerate(placed)}
     assert sorted(places) == list(range(samples))
     for sample, (d, k) in places.items():
         middle = m % 2 and k == m // 2
@@ -36,9 +33,6 @@ def test_batches_that_do_not_split_evenly_are_refused(batch_size):
         Placement(0, 2, 2, 2).sample_positions(batch_size)
 
 
-@pytest.mark.parametrize("samples", [359, 40])
-@pytest.mark.parametrize("devices", [1, 2, 8, 16, 100])
-def test_samples_are_rounded_up_to_equal_shares(devices, samples):
-    whole = Placement(num_local_devices=devices).round_up(samples)
-    assert samples <= whole < samples + devices
-    assert whole % devices == 0
+def test_samples_are_rounded_up_to_equal_shares():
+    placement = Placement(process_count=2, num_local_devices=4)
+    assert [placement.round_up(samples) for samples in (39, 40, 41)] == [40, 40, 48]

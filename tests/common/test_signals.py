@@ -1,5 +1,5 @@
 import signal
-import threading
+from multiprocessing.pool import ThreadPool
 
 import pytest
 
@@ -21,16 +21,12 @@ def test_signals_are_noted_and_handlers_are_restored(signum):
 
 
 def test_other_threads_are_left_alone():
-    seen = []
-
-    def note():
+    def find_handler():
         with signals.noted_signals():
-            seen.append(signal.getsignal(signal.SIGTERM))
+            return signal.getsignal(signal.SIGTERM)
 
-    thread = threading.Thread(target=note)
-    thread.start()
-    thread.join()
-    assert seen == [signal.getsignal(signal.SIGTERM)]
+    with ThreadPool(1) as pool:
+        assert pool.apply(find_handler) is signal.getsignal(signal.SIGTERM)
 
 
 ENDED = """

@@ -50,9 +50,7 @@ def test_paired_difference_by_hand():
 def test_equal_answers_have_an_interval_within_100_points():
     """One gained image has the value 100; with the halves, 1/3 +- .84."""
     estimate = statistics.paired_difference(*pair(8, 0, 0, 2))
-    assert estimate.value == 0
-    assert estimate.low < -5
-    assert estimate.high > 5
+    assert estimate.low < -5 and estimate.value == 0 and estimate.high > 5
     estimate = statistics.paired_difference(*pair(0, 1, 0, 0))
     assert estimate.value == estimate.high == 100
     assert -52 < estimate.low < -50
@@ -88,7 +86,6 @@ def test_holm_by_hand(p, corrected):
     [
         ((1, -1, 3), "+1.0 [-1.0, +3.0], within noise"),
         ((-2, -3, -1), "-2.0 [-3.0, -1.0]"),
-        ((1, 0.1, 2), "+1.0 [+0.1, +2.0]"),
     ],
 )
 def test_estimates_are_formatted(estimate, written):

@@ -1,21 +1,12 @@
 """The timer on a simulated device with a simulated clock."""
 
+import types
 from itertools import chain, repeat
 
 import pytest
 
 from imagepiece_jax.common import timer
 from imagepiece_jax.common.timer import TimedCall, Timing
-
-
-class World:
-    time = 0.0
-
-    def __init__(self):
-        self.log = []
-
-    def now(self):
-        return self.time
 
 
 class Device:
@@ -33,7 +24,7 @@ class Device:
         self.unfinished = 0
 
     def call(self, number):
-        free = max(self.world.time, *self.ends[-1:], 0.0)
+        free = max([self.world.time, *self.ends[-1:]])
         self.numbers.append(number)
         self.ends.append(free + next(self.seconds))
         self.unfinished = max(self.unfinished, len(self.ends) - len(self.waited))
@@ -50,7 +41,9 @@ class Device:
 
 @pytest.fixture
 def world():
-    return World()
+    world = types.SimpleNamespace(time=0.0, log=[])
+    world.now = lambda: world.time
+    return world
 
 
 @pytest.mark.parametrize("ahead, calls_per_turn", [(0, 4), (2, 6)])

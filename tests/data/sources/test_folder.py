@@ -15,7 +15,7 @@ from tests.helpers.refused_calls import refused
 def test_system_files_are_left_out_and_counted(tmp_path, capsys, caplog):
     for split in ("train", "val"):
         write_plain(tmp_path, f"{split}/ant/a.jpg", f"{split}/bee/b.jpg")
-        for name in ("@eaDir", "System Volume Information", ".thumbnails"):
+        for name in ("@eaDir", "__MACOSX", ".thumbnails"):
             write_plain(tmp_path, f"{split}/{name}/x.jpg", f"{split}/ant/{name}/x.jpg")
         write_plain(tmp_path, f"{split}/bee/._b.jpg")
         (tmp_path / split / "bee" / "Thumbs.db").touch()
