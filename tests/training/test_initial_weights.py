@@ -4,7 +4,6 @@ import chex
 import numpy as np
 import pytest
 
-import imagepiece_jax
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import draw_variables
 from imagepiece_jax.training.cluster.run_dir import record_start
@@ -52,50 +51,44 @@ def saved_weights(tmp_path_factory):
     return path, save_weights(path, tiny_config())
 
 
-LEARNED = {"reduction": "dynamicvit:blocks=(0,):keep_rate=0.5"}
-
-
 def test_a_teachers_weights_must_fit(saved_weights):
     path, variables = saved_weights
-    fields = LEARNED | {"teacher.weights": str(path)}
+    fields = {"reduction": "dynamicvit:blocks=(0,):keep_rate=0.5"}
+    fields["teacher.weights"] = str(path)
     chex.assert_trees_all_equal(teacher_variables(tiny_config(fields)), variables)
-    with refused("config.teacher.weights", "needs (48,)"):
-        teacher_variables(tiny_config(fields, **{"model.embed_dim": 16}))
+    for field, value, reason in (
+        ("embed_dim", 16, "needs (48,)"),
+        ("arch.gelu", "tanh", "was trained with 'exact'"),
+    ):
+        with refused("config.", reason):
+            teacher_variables(tiny_config(fields, **{f"model.{field}": value}))
 
 
 TOME = "tome:r=2"
 reducing_config = functools.partial(tiny_config, {"model.depth": 2, "reduction": TOME})
 
 
-@pytest.fixture(scope="module")
-def recovered_folder(tmp_path_factory):
-    model = config_model(reducing_config())
-    vit = Pretrained(model, small_runs.draw_untrained(model, seed=0))
-    folder = tmp_path_factory.mktemp("recovered") / "m"
-    return save(made_up_recoveries.recovered(vit, reductions=(TOME,)), folder)
-
-
-def norm_scales(variables):
-    return variables["params"]["blocks_1"]["norm1"]["scale"]
-
-
-def test_a_run_starts_from_values_recovered_for_its_reduction(recovered_folder):
+def test_a_run_starts_from_values_recovered_for_its_reduction(tmp_path):
     """For another size or reduction it starts from the dense values."""
-    weights = {"init.weights": str(recovered_folder)}
-    recovered = norm_scales(imagepiece_jax.load(recovered_folder).variables)
-    dense_vit = imagepiece_jax.load(recovered_folder, reduction="none")
-    dense = norm_scales(dense_vit.variables)
-    assert np.any(dense != recovered)
+    model = config_model(reducing_config())
+    dense = small_runs.draw_untrained(model, seed=0)
+    vit = made_up_recoveries.recovered(Pretrained(model, dense), reductions=(TOME,))
+    save(vit, tmp_path / "m")
+
+    def norm_scales(variables):
+        return variables["params"]["blocks_1"]["norm1"]["scale"]
+
     for fields, expected in (
-        ({}, recovered),
+        ({}, vit.variables),
         ({"image_size": 32}, dense),
         ({"reduction": "none"}, dense),
     ):
-        scales = norm_scales(start_variables(reducing_config(weights, **fields)))
-        np.testing.assert_array_equal(scales, expected)
-    fields = {"distill.kind": "soft", "teacher.weights": str(recovered_folder)}
-    taught = teacher_variables(reducing_config(**fields))
-    chex.assert_trees_all_equal(taught, dense_vit.variables)
+        config = reducing_config(fields, **{"init.weights": f"{tmp_path}/m"})
+        scales = norm_scales(start_variables(config))
+        np.testing.assert_array_equal(scales, norm_scales(expected))
+    assert np.any(norm_scales(dense) != norm_scales(vit.variables))
+    fields = {"distill.kind": "soft", "teacher.weights": f"{tmp_path}/m"}
+    chex.assert_trees_all_equal(teacher_variables(reducing_config(**fields)), dense)
 
 
 def test_only_the_named_parts_are_fresh(saved_weights):
@@ -121,35 +114,19 @@ OWN = {"model.arch.gelu": "tanh", "model.arch.norm_eps": 1e-6}
 OWN |= {"model.mean": HALF, "model.std": HALF}
 
 
-@pytest.fixture(scope="module")
-def own_weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("own") / "w"
-    save_weights(path, tiny_config(OWN))
-    return path
-
-
-@pytest.mark.parametrize(
-    "start, field, value, trained",
-    [
-        ("init.weights", "arch.gelu", "exact", "tanh"),
-        ("init.weights", "num_heads", 4, 2),
-        ("teacher.weights", "mean", (0.4,) * 3, HALF),
-    ],
-)
-def test_a_config_cannot_change_its_weights_computation(
-    own_weights, start, field, value, trained
-):
+def test_a_config_cannot_change_its_weights_computation(tmp_path):
     """No tensor shows these fields. A wrong value would only lower the accuracy."""
-    read_start = start_variables
-    config = tiny_config(OWN, **{start: str(own_weights)})
-    if start == "teacher.weights":
-        read_start = teacher_variables
-        config.update_from_flattened_dict(LEARNED)
-    read_start(config)
-    config.update_from_flattened_dict({f"model.{field}": value})
-    message = f"config.model.{field} is {value!r}, but "
-    with refused(message, f"w was trained with {trained!r}"):
-        read_start(config)
+    save_weights(tmp_path / "w", tiny_config(OWN))
+    config = functools.partial(tiny_config, OWN, {"init.weights": f"{tmp_path}/w"})
+    start_variables(config())
+    for field, value, trained in (
+        ("arch.gelu", "exact", "tanh"),
+        ("num_heads", 4, 2),
+        ("std", (0.4,) * 3, HALF),
+    ):
+        message = f"config.model.{field} is {value!r}, but "
+        with refused(message, f"w was trained with {trained!r}"):
+            start_variables(config(**{f"model.{field}": value}))
 
 
 LARGER = {"image_size": 48, "data.resize": "deit"}  # cropped

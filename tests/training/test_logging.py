@@ -51,10 +51,10 @@ def clock(monkeypatch):
     return now
 
 
-def slow_batches(clock, count, seconds):
-    for number in range(count):
-        clock[0] += seconds
-        yield number
+def slow_batches(clock, steps):
+    for step in steps:
+        clock[0] += 3
+        yield step
 
 
 def test_a_line_has_the_means_of_its_window(begin, tmp_path):
@@ -64,11 +64,9 @@ def test_a_line_has_the_means_of_its_window(begin, tmp_path):
     assert read_metrics(tmp_path / "run") == []  # one step behind the device
     run.flush()
     (line,) = read_metrics(tmp_path / "run")
-    assert (line["step"], line["epoch"]) == (2, pytest.approx(0.1))
-    assert (line["loss"], line["acc1"], line["acc5"]) == (0.5, 25.0, 75.0)
-    assert (line["grad_norm"], line["skipped"], line["own"]) == (2.0, 0, 0.25)
-    assert line["lr"] == pytest.approx(1e-3)
-    assert line["throughput"] > 0
+    expected = {"step": 2, "epoch": 0.1, "loss": 0.5, "acc1": 25.0, "acc5": 75.0}
+    expected |= {"grad_norm": 2.0, "skipped": 0, "own": 0.25, "lr": 1e-3}
+    assert {name: line[name] for name in expected} == pytest.approx(expected)
     # A CPU does not count its memory.
     assert {*line} == {*logging.STEP_METRICS} - {"device_memory"} | {"own"}
 
@@ -79,8 +77,7 @@ def test_throughput_and_input_wait_by_the_clock(begin, tmp_path, clock):
     A resumed run logs its first step; later programs begin inside windows.
     """
     run = begin(step=2, log_every_steps=3)
-    for step, number in enumerate(run.timed_batches(slow_batches(clock, 10, 3)), 3):
-        assert number == step - 3
+    for step in run.timed_batches(slow_batches(clock, range(3, 13))):
         if step in (3, 5, 8):
             run.begin_program(step)
             clock[0] += 1000  # the step compiles
@@ -100,7 +97,7 @@ def test_throughput_and_input_wait_by_the_clock(begin, tmp_path, clock):
 @pytest.mark.parametrize(
     "limit, metrics, message",
     [
-        (3, {"loss": np.nan}, "loss is nan at step 13, the last of 4 skipped; .* lr"),
+        (3, {"loss": np.nan}, "loss is nan at step 13, the last of 4 skipped; "),
         (0, {"norm": np.inf}, "grad_norm is inf at step 10, "),
     ],
 )
@@ -137,58 +134,52 @@ def test_a_trace_has_the_chosen_steps_in_the_main_process(
     # The next step is under way when their metrics arrive.
     assert sorted(steps)[:2] == [22, 23]
     assert set(steps) <= {22, 23, 24}
-    assert f"trace of steps 22 to 23: {folder}" in capsys.readouterr().out
-
-
-def write_run(workdir, steps, step=0):
-    writer = MetricWriter(workdir, step)
-    for step in steps:
-        writer.write_line("train", step, epoch=step / 10, loss=1 / (step + 1))
-    writer.close()
-
-
-def read_steps(workdir):
-    return [line["step"] for line in read_metrics(workdir)]
+    assert f"steps 22 to 23: {folder}" in capsys.readouterr().out
 
 
 def test_a_metrics_line_is_one_json_object_written_at_once(tmp_path):
     writer = MetricWriter(tmp_path / "new" / "run")
-    python = {"epoch": 2, "note": "x", "none": None, "lr": math.nan}
-    arrays = {"loss": np.float32(0.1), "acc1": jnp.asarray(97.5), "ok": np.bool_(True)}
-    writer.write_line("eval", jnp.asarray(20), throughput=np.inf, **python, **arrays)
+    values = {"loss": np.float32(0.5), "acc1": jnp.asarray(97.5), "note": "x"}
+    writer.write_line("eval", 20, throughput=np.inf, lr=math.nan, **values)
     (text,) = (tmp_path / "new" / "run" / "metrics.jsonl").read_text().splitlines()
     writer.close()  # not before
-    expected = {"kind": "eval", "step": 20, "throughput": None} | python | {"lr": None}
-    expected |= {"loss": float(np.float32(0.1)), "acc1": 97.5, "ok": True}
+    expected = {"kind": "eval", "step": 20, "throughput": None, "lr": None}
+    expected |= {"loss": 0.5, "acc1": 97.5, "note": "x"}
     assert json.loads(text, parse_constant=pytest.fail) == expected
 
 
-@pytest.mark.parametrize("torn", ["", '{"kind": "train", "step": 2', "\0\0"])
-def test_a_resumed_run_leaves_an_uninterrupted_runs_file(tmp_path, torn):
+def test_a_resumed_run_leaves_an_uninterrupted_runs_file(tmp_path):
     """A torn last line is dropped, like lines after the checkpoint."""
-    write_run(tmp_path / "whole", range(0, 60, 10))
-    write_run(tmp_path / "killed", range(0, 50, 10))
-    files = [tmp_path / name / "metrics.jsonl" for name in ("killed", "whole")]
-    files[0].write_text(files[0].read_text() + torn)
-    write_run(tmp_path / "killed", [30, 40, 50], step=20)
-    assert files[0].read_bytes() == files[1].read_bytes()
-    write_run(tmp_path / "killed", [0])  # nothing was restored
-    assert read_steps(tmp_path / "killed") == [0]
+
+    def write_run(steps, resumed_from=0, torn=""):
+        with MetricWriter(tmp_path, resumed_from) as writer:
+            for step in steps:
+                writer.write_line("train", step, loss=1 / step)
+        with open(tmp_path / "metrics.jsonl", "a+") as file:
+            file.write(torn)
+            file.seek(0)
+            return file.read()
+
+    whole = write_run(range(10, 60, 10))
+    write_run(range(10, 50, 10), torn='{"kind": "train", "step": 2')
+    assert write_run([30, 40, 50], resumed_from=20) == whole
+    assert len(write_run([10]).splitlines()) == 1  # nothing was restored
 
 
-def test_tensorboard_gets_finite_numbers_and_hides_cut_steps(tmp_path):
-    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
-    writer = MetricWriter(tmp_path, step=20)
-    writer.write_line("train", 30, loss=0.5, lr=math.nan, note="x")
-    writer.close()
-    (path,) = (tmp_path / "tensorboard").iterdir()
-    data = path.read_bytes()
-    events = []
-    while data:  # a record is its size in 12 bytes, the event, and 4 bytes
-        size = int.from_bytes(data[:8], "little")
-        events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
-        data = data[16 + size :]
-    start, scalar = events[-2:]
-    assert (start.step, start.HasField("session_log")) == (21, True)
-    (value,) = scalar.summary.value
-    assert (scalar.step, value.tag, value.simple_value) == (30, "train/loss", 0.5)
+def test_tensorboard_gets_finite_numbers_and_hides_cut_steps(tmp_path, monkeypatch):
+    class Board:
+        def __init__(self, folder, purge_step):
+            calls.append((folder, purge_step))
+
+        def add_scalar(self, *scalar):
+            calls.append(scalar)
+
+        def close(self):
+            calls.append("closed")
+
+    calls = []
+    monkeypatch.setattr("tensorboardX.SummaryWriter", Board)
+    with MetricWriter(tmp_path, step=20) as writer:
+        writer.write_line("train", 30, loss=0.5, lr=math.nan, note="x")
+    folder = str(tmp_path / "tensorboard")
+    assert calls == [(folder, 21), ("train/loss", 0.5, 30), "closed"]

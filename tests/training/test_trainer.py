@@ -2,7 +2,6 @@ import functools
 import itertools
 import json
 import math
-import pathlib
 import re
 import shutil
 import signal
@@ -13,7 +12,6 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.models.config import IMAGENET_MEAN
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import RunConfig
@@ -22,7 +20,6 @@ from tests import test_readme
 from tests.helpers import forked_processes, small_runs
 from tests.helpers.picture_files import write_plain
 from tests.helpers.refused_calls import refused
-from tests.helpers.rounding import assert_close
 from tests.helpers.small_states import assert_same, folders
 
 pytestmark = pytest.mark.usefixtures("quickly_begun", "evaluations_compiled_once")
@@ -58,15 +55,9 @@ def test_a_run_leaves_metrics_config_versions_classes_and_checkpoints(finished):
     (evaluated,) = small_runs.lines(workdir, "eval")
     assert (evaluated["step"], evaluated["acc1"]) == (10, last["acc1"])
     assert evaluated["images"] == 359  # 359 = 36 * 10 - 1: every image of the fifth
-    assert_close(train[-1]["epoch"], 2.0, units=1)
-    saved = json.loads((workdir / "config.json").read_text())
-    assert (saved["model"]["mean"], saved["batch_size"]) == (list(IMAGENET_MEAN), 256)
-    assert saved["reduction"].startswith("imagepiece")
     assert len(json.loads((workdir / "run.json").read_text())["starts"]) == 1
     assert list((workdir / "profile").rglob("*.trace.json.gz"))
-    digits = [str(digit) for digit in range(10)]
-    assert json.loads((workdir / "classes.json").read_text()) == digits
-    assert imagepiece_jax.load(workdir).class_names == tuple(digits)
+    assert imagepiece_jax.load(workdir).class_names == tuple("0123456789")
 
 
 def test_a_finished_run_stays_as_it_is(finished, capsys):
@@ -74,11 +65,9 @@ def test_a_finished_run_stays_as_it_is(finished, capsys):
     before = (workdir / "metrics.jsonl").read_bytes()
     assert small_runs.train(short_config(profile=True), workdir) == last
     assert "this run is complete: 10 steps" in capsys.readouterr().out
-    assert (workdir / "metrics.jsonl").read_bytes() == before
-    times = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     with refused("config.epochs is 99, but 2"):
         small_runs.train(short_config(epochs=99), workdir)
-    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == times
+    assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
 def test_nonfinite_steps_stop_a_run_and_its_resumption(finished, tmp_path):
@@ -95,44 +84,26 @@ def test_nonfinite_steps_stop_a_run_and_its_resumption(finished, tmp_path):
     assert folders(workdir)[-1] == f"{step - 1}"
     lines = small_runs.lines(workdir, "train")
     assert [line["skipped"] for line in lines] == [0] * (step - 3) + [1, 1]
-    is_empty = [line["loss"] is None is line["acc1"] for line in lines]
-    assert is_empty == [False] * (step - 3) + [True] * 2
+    assert lines[-1]["loss"] is None
     shutil.rmtree(start)  # a resumed run does not need it
     with pytest.raises(RunError, match=f"^{re.escape(str(error.value))}$"):
         small_runs.train(config, workdir)
     assert small_runs.lines(workdir, "train") == lines
 
 
-@pytest.fixture(scope="module")
-def shade_config(tmp_path_factory):
-    """A function that writes a set's splits, of equal classes, and returns a config."""
-    folder = tmp_path_factory.mktemp("shades") / "set"
-
-    def config(*splits):
-        shutil.rmtree(folder, ignore_errors=True)
-        for split, name, shade in itertools.product(splits, "ab", range(8)):
-            write_plain(folder, f"{split}/{name}/{shade}.bmp", color=(shade,) * 3)
-        fields = {"data.name": f"folder:{folder}", "num_classes": 2}
-        fields |= {"batch_size": 8, "eval_batch_size": 16}
-        return short_config(small_runs.DENSE, PLAIN, **fields)
-
-    return config
-
-
-def test_a_test_split_does_not_choose_the_best_step(tmp_path, shade_config, capsys):
+def test_a_test_split_chooses_no_step_and_other_images_no_run(tmp_path, capsys):
     """Without a validation split the last step is the best."""
-    small_runs.train(shade_config("train", "test"), tmp_path / "run")
-    assert folders(tmp_path / "run", "best") == ["4"]
-    assert "(test)" in capsys.readouterr().out
-
-
-def test_a_run_is_not_resumed_with_other_images(tmp_path, shade_config):
-    config = shade_config("train", "val")
+    for split, name, shade in itertools.product(("train", "test"), "ab", range(8)):
+        write_plain(tmp_path, f"set/{split}/{name}/{shade}.bmp", color=(shade,) * 3)
+    fields = {"data.name": f"folder:{tmp_path / 'set'}", "num_classes": 2}
+    fields |= {"batch_size": 8, "eval_batch_size": 16}
+    config = short_config(small_runs.DENSE, PLAIN, **fields)
     workdir = tmp_path / "run"
     small_runs.train(config, workdir)
-    small_runs.train(shade_config("train", "val"), workdir)  # the same images again
-    val = pathlib.Path(config.data.name.removeprefix("folder:")) / "val" / "b"
-    shutil.copy(val / "0.bmp", val / "1.bmp")
+    assert folders(workdir, "best") == ["4"]
+    assert "(test)" in capsys.readouterr().out
+    small_runs.train(config, workdir)  # the same images again
+    write_plain(tmp_path, "set/test/b/1.bmp", color=(9, 9, 9))
     with refused("config.data.name has other images than the run in"):
         small_runs.train(config, workdir)
 
@@ -237,14 +208,8 @@ DRAWING |= {"batch_size": 176, "grad_accum_steps": 2, "epochs": 1, "warmup_epoch
 @pytest.mark.slow
 def test_eight_devices_train_like_one(tmp_path):
     """Dense, because rounding may flip a reduction's near ties."""
-    config = small_runs.quickstart_config(DRAWING)
-    weights = tmp_path / "weights"
-    model = RunConfig.from_config(config).create_model()
-    save(Pretrained(model, small_runs.draw_untrained(model, 0)), weights)
-    fields = DRAWING | {"init.weights": f"{weights}"}
-    running = small_runs.start(tmp_path / "8", fields, devices=8)
-    config.update_from_flattened_dict(fields)
-    small_runs.train(config, tmp_path / "1")
+    running = small_runs.start(tmp_path / "8", DRAWING, devices=8)
+    small_runs.train(small_runs.quickstart_config(DRAWING), tmp_path / "1")
     assert running.wait(timeout=300) == 0
     losses = []
     for name in ("1", "8"):

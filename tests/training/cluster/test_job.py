@@ -12,7 +12,7 @@ import types
 import jax
 import pytest
 
-from imagepiece_jax.training.cluster.job import check_device_counts, stop_signals
+from imagepiece_jax.training.cluster.job import check_device_counts
 from tests.helpers import forked_processes, small_runs
 from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import start
@@ -26,42 +26,46 @@ SLURM = {
     "SLURM_LOCALID": "0",
 }
 HEAD = """\
-import atexit, os, threading, jax
+import os, jax
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster.job import joined_cluster
 """
-FACTS = "print(jax.process_count(), jax.config.read('jax_cuda_visible_devices'))"
+FACTS = "print(jax.distributed.is_initialized(), "
+FACTS += "jax.config.read('jax_cuda_visible_devices'))"
 
 
 def run(script, **variables):
     return start("-c", HEAD + script, imported=True, **variables)
 
 
-def test_one_process_joins_nothing():
-    joins = "print(jax.distributed.is_initialized())"
-    for arguments, variables in ((), {}), ((None, 1), SLURM):
-        done = run(f"with joined_cluster(*{arguments}): {joins}", **variables)
-        assert done.out == "False\n", done.err
-
-
-def test_srun_gives_a_task_one_gpu_and_flags_give_all():
+@pytest.mark.parametrize(
+    "arguments, variables, joins, gpus",
+    [
+        ("", {}, "False", "all"),
+        ("None, 1", SLURM, "False", "all"),
+        ("", SLURM, "True", "0"),
+        ("'127.0.0.1:{port}', 1, 0", SLURM, "True", "all"),
+    ],
+)
+def test_srun_gives_a_task_one_gpu_and_flags_give_all(
+    arguments, variables, joins, gpus
+):
     port = forked_processes.free_port()
-    by_srun = f"os.environ['JAX_COORDINATOR_PORT'] = '{port}'\nwith joined_cluster()"
-    by_flags = f"with joined_cluster('127.0.0.1:{port}', 1, 0)"
-    for joined, gpus in ((by_srun, "0"), (by_flags, "all")):
-        done = run(f"{joined}: {FACTS}", **SLURM)
-        assert done.out.split() == ["1", gpus], done.err
+    os_port = f"os.environ['JAX_COORDINATOR_PORT'] = '{port}'\n"
+    joined = f"with joined_cluster({arguments.format(port=port)}): {FACTS}"
+    done = run(os_port + joined, **variables)
+    assert done.out.split() == [joins, gpus], done.err
 
 
 def test_incomplete_flags_are_refused():
-    cases = [(None, 2, 0), ("gpu1", 2, 0), ("gpu1:1", None, None), ("a:1", 2, 2)]
+    cases = [(None, 2, 0), ("gpu1:1", None, None), ("a:1", 2, 2)]
     done = run(
         f"for arguments in {cases}:\n"
         "    try:\n"
         "        with joined_cluster(*arguments): pass\n"
         "    except InputError as error: print(error)"
     )
-    assert done.out.count("give coordinator") == 4, done.err
+    assert done.out.count("give coordinator") == 3, done.err
 
 
 def test_unequal_device_counts_are_refused(monkeypatch):
@@ -74,16 +78,16 @@ def test_unequal_device_counts_are_refused(monkeypatch):
     check_device_counts()
 
 
-def test_the_loss_of_another_process_is_a_sentence():
-    def run_work(error):
-        address = f"127.0.0.1:{forked_processes.free_port()}"
-        return run(f"with joined_cluster({address!r}, 1, 0):\n    raise {error!r}")
-
-    done = run_work(ValueError("Gloo AllGather failed"))
-    _, error, message = done.err.splitlines()
-    assert (done.status, error) == (1, "Gloo AllGather failed")
-    assert message.startswith("error: another process of this run has ended")
-    assert "another process" not in run_work(ValueError("shapes do not match")).err
+@pytest.mark.parametrize(
+    "error, is_loss", [("Gloo AllGather failed", True), ("shapes do not match", False)]
+)
+def test_the_loss_of_another_process_is_a_sentence(error, is_loss):
+    address = f"127.0.0.1:{forked_processes.free_port()}"
+    done = run(
+        f"with joined_cluster({address!r}, 1, 0):\n    raise ValueError({error!r})"
+    )
+    assert done.status == 1 and error in done.err
+    assert ("\nerror: another process of this run has ended" in done.err) == is_loss
 
 
 @pytest.mark.slow
@@ -101,13 +105,6 @@ def test_a_process_waiting_for_others_ends_at_ctrl_c(tmp_path):
     time.sleep(1)  # until it waits
     waiting.send_signal(signal.SIGINT)
     assert waiting.wait(timeout=20) == -signal.SIGINT
-
-
-def test_a_signal_is_known_after_the_step():
-    with stop_signals() as stop_signal:
-        assert stop_signal(1) == 0
-        signal.raise_signal(signal.SIGUSR1)
-        assert stop_signal(2) == signal.SIGUSR1
 
 
 # 12 steps an epoch, with random draws, averages, batch statistics and a reduction.
