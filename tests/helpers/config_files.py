@@ -1,8 +1,5 @@
 """Config files of published models, as on the hub."""
 
-import json
-import pathlib
-
 from imagepiece_jax.weights.description import parse_config
 
 IMAGENET_PIXELS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -11,12 +8,6 @@ CLIP_PIXELS = {
     "std": (0.26862954, 0.26130258, 0.27577711),
 }
 HALF_PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-
-
-# {name: {file: its content}} of transformers' models
-TRANSFORMERS_FILES = json.loads(
-    (pathlib.Path(__file__).parents[1] / "weights" / "described.json").read_text()
-)
 
 
 def timm_file(**fields):

@@ -14,7 +14,6 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import PROBLEM_TYPES
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.weights.description import parse_config
 from imagepiece_jax.weights.save import make_config_fields
@@ -24,7 +23,7 @@ from tests.helpers.refused_calls import refused, warns_untrained
 from tests.training.cluster.test_checkpoint import full_disk
 from tests.weights.test_load_published import same
 
-SIZE = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+SIZE = {"image_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
 SQUASHED = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
 DYNAMICVIT = "dynamicvit:blocks=(1,):keep_rate=0.6"
 CLIP = {"patch_bias": False, "pre_norm": True, "norm_eps": 1e-5, "gelu": "quick"}
@@ -55,23 +54,17 @@ MODELS = {
     "eva02": {"arch": EVA02},
     "selectors": {"reduction": DYNAMICVIT, "dtype": "bfloat16"},
     "facts": {"class_names": ("a", None, *"cdefg"), "problem_type": PROBLEM_TYPES[1]}
-    | {"preprocessing": {**SQUASHED, "rule": "transformers"}},
+    | {**SQUASHED, "rule": "transformers"},
     "prop_attn": {"reduction": "evit:blocks=(1,)", "prop_attn": True},
     "post_norm": {"arch": Architecture(post_norm=True)},
     "map": {"arch": Architecture(pool="map", pool_heads=1, pool_mlp_ratio=1.5)},
 }
 
 
-def make(
-    class_names=None, preprocessing=None, reduction=None, dtype="float32", **fields
-):
+def make(reduction=None, class_names=None, **fields):
     """A random Pretrained with `fields`, for images of 16 x 16 pixels."""
-    defaults = {"image_size": 16, "num_classes": 7, **SIZE, "arch": Architecture()}
-    model = create_model(
-        named_models.config(None, **defaults | fields), reduction, dtype=dtype
-    )
-    vit = Pretrained(model, tiny_vit.fill(variable_shapes(model)), class_names)
-    return vit.with_preprocessing(**preprocessing or {})
+    vit = tiny_vit.pretrained(reduction, **SIZE | fields)
+    return dataclasses.replace(vit, class_names=class_names)
 
 
 @pytest.mark.parametrize("name", MODELS)
