@@ -39,7 +39,7 @@ from imagepiece_jax.inference.optimize import ProgramOptions, make_program_compi
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
-from tools import onnx_speed, torch_baselines
+from tools import onnx_speed
 from tools.onnx_speed import SIDE, STAGES
 
 
@@ -102,20 +102,6 @@ PRECISIONS = {"default": None, "highest": "highest"}  # of products; default: TF
 # Of timm's models, whose own GELU is exact, and the mode of torch.compile
 ACTS = {"timm": {}, "timm-tanh": {"act_layer": "gelu_tanh"}, "timm-graphs": {}}
 TORCH_MODES = {"timm-graphs": "reduce-overhead"}
-# Options of XLA, beside those of `optimize`. Separate kernels pad every product whose
-# rows are no multiple of 8: one image takes 225 kernels in DeiT-S, 125 without them.
-UNPADDED = {"xla_disable_hlo_passes": "cublas-pad-for-gemms"}
-# CUDA graphs are on by default, from five kernels on, and without convolutions.
-IN_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONVOLUTION"
-CONVOLUTIONS = {"xla_gpu_enable_command_buffer": IN_GRAPHS}
-ANY_GRAPH = {"xla_gpu_graph_min_graph_size": 1}
-XLA = {
-    "default": {},
-    "unpadded": UNPADDED,
-    "convolutions": CONVOLUTIONS,
-    "graphs of 1": ANY_GRAPH,
-    "all of these": UNPADDED | CONVOLUTIONS | ANY_GRAPH,
-}
 SMALL_BATCH = 4  # the largest whose latency is timed
 
 
@@ -133,7 +119,6 @@ class Options:
     size_forms: tuple[Literal["bias", "direction"], ...] = ()
     reduction_forms: tuple[Literal["exact", "fast"], ...] = ()  # How reductions compute
     precisions: tuple[str, ...] = ("default",)  # Of products
-    xla: tuple[str, ...] = ("default",)  # Options of XLA
     beside: tuple[str, ...] = ()  # timm's models, under torch.compile
     warmup: int = timer.Timing.warmup  # Calls of each program that are not timed, first
     repeats: int = timer.Timing.repeats  # Rounds in which each is timed
@@ -161,19 +146,19 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
         raise InputError("times is missing; name a file to which lines are added")
     check_writable("times", times, ["", ".json", ".jsonl"])
     allowed = {"cases": CASES, "models": MODELS, "precisions": PRECISIONS}
-    allowed |= {"xla": XLA, "beside": ACTS}
+    allowed["beside"] = ACTS
     for name, choices in allowed.items():
         for value in getattr(options, name):
             check_choice(name, value, choices)
     if options.beside:
-        torch_baselines.prepare_torch()
+        # Leaves memory to PyTorch; before JAX's first use.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     dtype = options.dtype or xla_options.fast_dtype()
     rules = timer.Timing(options.warmup, options.repeats, options.seconds)
     common = {
         "runtime": device.device_name(),
         "dtype": dtype,
         "versions": device.library_versions(),
-        "flags": os.environ.get("XLA_FLAGS", ""),  # of the whole process
         "run": time.strftime("%Y-%m-%d %H:%M:%S"),
         **dataclasses.asdict(rules),
     }
@@ -196,7 +181,6 @@ class Way:
     sizes: str | None
     reductions: str | None
     precision: str
-    xla: str = "default"  # one of XLA
 
 
 def list_ways(case):
@@ -214,7 +198,7 @@ def list_ways(case):
         reductions = OPTIONS.reduction_forms if name in FASTER else ()
         # None: as `optimize` chooses
         forms = [kinds or [None] for kinds in (OPTIONS.gelus, size_forms, reductions)]
-        for parts in itertools.product(*forms, OPTIONS.precisions, OPTIONS.xla):
+        for parts in itertools.product(*forms, OPTIONS.precisions):
             all_ways.append(Way(name, *parts))
     return all_ways
 
@@ -299,7 +283,6 @@ def time_ours(case, way, program):
         "precision": way.precision,
         "gmacs": program.gmacs,
         "compile_s": program.compile_seconds,
-        "xla": way.xla,
         "reductions": program.reductions,
     }
     return timer.TimedCall(call_on_noise(program), jax.block_until_ready), facts
@@ -313,7 +296,7 @@ def make_compiler(case, dtype, way):
         gelu=way.gelu,
         sizes=way.sizes,
         reductions=way.reductions,
-        compiler_options=XLA[way.xla] | (QUICK if OPTIONS.smoke else {}),
+        compiler_options=QUICK if OPTIONS.smoke else None,
     )
     vit = Pretrained(model, draw_random_variables(model))
     return make_program_compiler(vit, options)
@@ -337,7 +320,7 @@ def time_timm(case, name, batch, dtype):
     if OPTIONS.smoke:
         fields |= SMOKE
     vit = timm.create_model(case.timm or case.name, **fields)
-    torch_device = torch_baselines.torch_device()
+    torch_device = find_torch_device()
     dtype = getattr(torch, dtype)
     vit = vit.eval().to(torch_device, dtype)
     # All models' `forward` share the limit; beyond it torch runs them eager.
@@ -351,10 +334,10 @@ def time_timm(case, name, batch, dtype):
     def call(number):
         with torch.inference_mode():
             run(images[number % len(images)])
-        return torch_baselines.record_event(torch_device)
+        return record_event(torch_device)
 
     began = time.perf_counter()
-    torch_baselines.wait_for_event(call(0))
+    wait_for_event(call(0))
     seconds = time.perf_counter() - began
     print(f"{name}: compiled in {seconds:.0f} s", flush=True)
     facts = {
@@ -369,7 +352,35 @@ def time_timm(case, name, batch, dtype):
         "gmacs": None,
         "compile_s": seconds,
     }
-    return timer.TimedCall(call, torch_baselines.wait_for_event), facts
+    return timer.TimedCall(call, wait_for_event), facts
+
+
+def find_torch_device():
+    """PyTorch's name of JAX's device; sets JAX's cores and precision."""
+    import torch
+
+    torch.set_num_threads(device.available_cores())
+    torch.set_float32_matmul_precision("high")  # TF32 where available, as JAX
+    name = "cpu" if jax.devices()[0].platform == "cpu" else "cuda"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("PyTorch with CUDA is needed, but the installed finds no GPU")
+    return name
+
+
+def record_event(torch_device):
+    """The event that ends a call; None on a CPU, where calls are synchronous."""
+    import torch
+
+    if torch_device == "cpu":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+def wait_for_event(event):
+    if event is not None:
+        event.synchronize()
 
 
 def with_ratios(rows):
@@ -386,10 +397,7 @@ def with_ratios(rows):
 
 
 def find_dense_row(row, rows):
-    """Our dense model of the row's precision, and of its GELU where there is one.
-
-    The first listed options of XLA count, whatever the row's options are.
-    """
+    """Our dense model of the row's precision, and of its GELU where there is one."""
     dense = None
     for candidate in rows:
         ours = candidate["model"] == DENSE and candidate["library"] == OURS
@@ -421,7 +429,6 @@ def all_tables(rows):
     texts = {}
     for (runtime, size, batch, run), group in group_turns(rows).items():
         title = f"{CASES[size].title}, {runtime}, batches of {batch}, {run}"
-        title += "".join(f", {flag}" for flag in group[0].get("flags", "").split())
         texts[title] = f"{title}\n\n{group_table(group)}"
     for name, make_table in (("timm", timm_table), ("growth", growth_table)):
         if text := make_table(rows):
@@ -436,8 +443,6 @@ def group_table(rows):
         name = row["model"] if row["library"] == OURS else row["library"]
         if row.get("reductions") == "fast":
             name += ", fast"
-        if options := describe_xla(row):
-            name += f", {options}"
         line = [name, row["gelu"], row["sizes"] or "", row["precision"]]
         line += [f"{row['rate'][0]:,.0f}", format_spread(row["ratio"])]
         line.append(f"{row['macs']:.2f}" if "macs" in row else "")
@@ -477,8 +482,6 @@ def growth_table(rows):
                 continue
             dense = find_dense_row(row, group)
             form = [row["gelu"], row["sizes"] or "", row.get("reductions", "exact")]
-            if options := describe_xla(row):
-                form[-1] += f", {options}"
             line = [CASES[size].title, batch, row["model"], *form]
             line += [f"{side['rate'][0]:,.0f}" for side in (dense, row)]
             line += [format_spread(row["ratio"]), f"{row['macs']:.2f}"]
@@ -496,13 +499,6 @@ def growth_table(rows):
     head += ["times the dense", "by MACs", "dense, one call, ms", "half, one call, ms"]
     head.append("times the dense")
     return lines and markdown_table(head, [lines[key] for key in keys])
-
-
-def describe_xla(row):
-    """The options and flags of XLA of a row, in words; "" for the default."""
-    options = row.get("xla", "default")
-    words = [] if options == "default" else [options]
-    return " ".join(words + row.get("flags", "").split())
 
 
 def format_spread(spread):

@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from imagepiece_jax.benchmark.workloads import BenchmarkCase, Workload
@@ -78,21 +77,18 @@ def time_groups(
     case_groups: Sequence[Mapping[str, BenchmarkCase]],
     timing: timer.Timing,
     file: str | None = None,
-    make_more: Callable[[BenchmarkCase], Mapping[str, Workload]] | None = None,
 ) -> None:
     """Time and print every group. A group's programs take turns.
 
     file: for JSON lines, one per workload, rewritten after every group
-    make_more: function from a group's first case to further workloads to time
     """
     first_case = next(iter(case_groups[0].values()))
-    libraries = [name for name in ("torch", "timm") if name in sys.modules]
     timing_columns = {
         "mode": first_case.mode,
         "dtype": first_case.dtype,
         "weights": first_case.weights_path,
         "device": device.device_name(),
-        "versions": device.library_versions(libraries),
+        "versions": device.library_versions(),
         "git": git_revision(),
         **dataclasses.asdict(timing),
     }
@@ -105,8 +101,6 @@ def time_groups(
     for cases in case_groups:
         workloads = {name: case.compile_workload() for name, case in cases.items()}
         batch_case = next(iter(cases.values()))
-        if make_more:
-            workloads.update(make_more(batch_case))
         timed_calls = {name: w.timed_call for name, w in workloads.items()}
         with announced_work(f"measuring {', '.join(timed_calls)}, in turns"):
             seconds_per_call = timer.time_in_turns(timed_calls, timing)

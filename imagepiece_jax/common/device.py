@@ -6,7 +6,6 @@ import os
 import pathlib
 import platform as host
 import re
-from collections.abc import Iterable
 
 import jax
 
@@ -63,10 +62,10 @@ def program_bytes(program: jax.stages.Compiled) -> int | None:
     )
 
 
-def library_versions(libraries: Iterable[str] = ()) -> dict[str, str]:
-    """Versions of Python, KEY_LIBRARIES, further `libraries`, and JAX's backend."""
+def library_versions() -> dict[str, str]:
+    """Versions of Python, KEY_LIBRARIES and JAX's backend."""
     versions = {"python": host.python_version()}
-    for library in (*KEY_LIBRARIES, *libraries):
+    for library in KEY_LIBRARIES:
         versions[library] = importlib.metadata.version(library)
     versions["backend"] = " ".join(jax.devices()[0].client.platform_version.split())
     return versions
