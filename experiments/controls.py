@@ -64,25 +64,6 @@ class ImagePieceLater(ImagePiece):
         return tuple(block + 1 for block in merge), tuple(block + 1 for block in prune)
 
 
-class Ascending(Retokenize):
-    """Retokenize whose candidates alternate sides from the least attended on."""
-
-    def __call__(self, inputs, counts, train=False):
-        last = counts.candidates - 1
-        reducer = Retokenize(**vars(self) | {"parity": (last - self.parity) % 2})
-        return reducer(inputs, counts, train)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImagePieceAscending(ImagePiece):
-    """ImagePiece with the other order of the candidates."""
-
-    def merge_step(self, block, score):
-        step = super().merge_step(block, score)
-        reducer = Ascending(**vars(step.reducer))
-        return dataclasses.replace(step, reducer=reducer)
-
-
 class MergeOfCandidates(MergeCandidates):
     """MergeCandidates whose `merge_ratio` is a share of the candidates."""
 
@@ -105,7 +86,6 @@ CONTROLS = {
     "imagepiece_random": ImagePieceRandom,
     "imagepiece_matched": ImagePieceMatched,
     "imagepiece_later": ImagePieceLater,
-    "imagepiece_ascending": ImagePieceAscending,
     "imagepiece_of_candidates": ImagePieceOfCandidates,
 }
 

@@ -1,8 +1,6 @@
 """What `recover` gives back on several models; a cell is a recovery, and a line.
 
 python -m experiments.recovery --assets FOLDER --imagenette FOLDER [--only CELLS]
-python -m experiments.recovery --table
-python -m experiments.recovery --readme
 
 Declared before any cell ran: `recover` with its defaults learns from 400 of the 500
 photographs of odd index, evenly spaced, and no part of the recipe is chosen here.
@@ -15,11 +13,11 @@ classes. A cell with a line in docs/results/recovery.jsonl is not run again.
 in for a tower without class token. Its cells were added later, to compare reductions in
 twelve, six and three blocks.
 
-"peaks-COST-FOLD" has DeiT-Ti's accuracy in README's table, which --readme prints: fold
-A learns from the even photographs and answers for the odd ones, fold B the reverse. 100
-even photographs chose the recipe before last, and 300 odd ones the method
-(docs/results/peaks/declared.md): none of them counts. "readme-COST-FOLD" has the same
-for `attended`.
+"peaks-COST-FOLD" has DeiT-Ti's accuracy in README's table: fold A learns from the even
+photographs and answers for the odd ones, fold B the reverse. 100 even photographs chose
+the recipe before last, and 300 odd ones the method (docs/results/peaks/declared.md):
+none of them counts. "readme-COST-FOLD" has the same for `attended`.
+`python -m experiments.results` writes the tables of the pages.
 
 Patches that share a token at the end share a vector, where the dense model has one for
 each: `unreachable` is the change of the maps that no shared vector can avoid.
@@ -290,7 +288,7 @@ def cells_table(lines):
         for images in JUDGED:
             row.append(format_change(**line["elsewhere"][images]))
         rows.append([*row, f"{line['minutes']:.0f}"])
-    return markdown_table(head, rows).strip()
+    return markdown_table(head, rows)
 
 
 def format_change(before, after):
@@ -306,23 +304,13 @@ def format_change(before, after):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--assets", type=pathlib.Path)
-    parser.add_argument("--imagenette", type=pathlib.Path, help="the folder val")
+    parser.add_argument("--assets", type=pathlib.Path, required=True)
+    parser.add_argument(
+        "--imagenette", type=pathlib.Path, required=True, help="the folder val"
+    )
     parser.add_argument("--only", nargs="+", choices=CELLS, default=[*CELLS])
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--readme", action="store_true")
     args = parser.parse_args()
     lines = read_lines()
-    if args.table:
-        print(cells_table(lines))
-        return
-    if args.readme:
-        for study in ("readme", "peaks"):
-            for cost, (lost, recovered) in points_lost(lines, study).items():
-                print(f"{study} {cost}: lost {lost}, recovered {recovered}")
-        return
-    if args.assets is None or args.imagenette is None:
-        parser.error("--assets and --imagenette are required")
     weights = args.assets / "weights"
     paths = {
         "deit": str(weights / "deit_tiny_patch16_224.pth"),

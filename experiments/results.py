@@ -21,7 +21,7 @@ from imagepiece_jax.common.tables import markdown_table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "results" / "results.json"
-PAGES = ("README.md", "docs/results/peaks.md")
+PAGES = ("README.md", "docs/results/peaks.md", "docs/results/recovery.md")
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -72,6 +72,7 @@ def page_tables(results):
     return {
         "readme": f"{readme_photographs(results)}\n\n{readme_table(results)}",
         "peaks-recovered": recovery.recovered_table(recovery.read_lines()),
+        "recovery-cells": recovery.cells_table(recovery.read_lines()),
         **peaks.page_tables(ROOT / peaks.FOLDER),
     }
 

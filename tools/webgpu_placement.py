@@ -3,10 +3,10 @@
     make .venv-webgpu/installed
     .venv-webgpu/bin/python tools/webgpu_placement.py model.onnx [MORE.onnx ..]
 
-For every file: nodes on WebGPU, nodes elsewhere, copies between the two, their
-operators and types, and the largest difference from the CPU's outputs on noise, beside
-the spread of these outputs. The status is 1 if a node leaves WebGPU or a file fails
-there, and 2 without the package or an adapter.
+A line of JSON for every file: nodes on WebGPU, nodes elsewhere, copies between the
+two, their operators and types, and the largest difference from the CPU's outputs on
+noise, beside the spread of these outputs. The status is 1 if a node leaves WebGPU or a
+file fails there, and 2 without the package or an adapter.
 
 This file runs without imagepiece_jax: onnxruntime-webgpu and onnxruntime are the same
 Python package, so each needs an environment of its own. A software Vulkan serves as
@@ -38,7 +38,6 @@ def main():
     """Print nodes, copies and differences of files, and end with the status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="+", type=pathlib.Path, metavar="FILE.onnx")
-    parser.add_argument("--json", action="store_true", help="print a JSON line a file")
     arguments = parser.parse_args()
     # Without the package onnxruntime warns, without an adapter it prints the reason; in
     # both cases it takes the CPU.
@@ -54,7 +53,7 @@ def main():
     stays = True
     for path in arguments.files:
         row = measure_file(path)
-        print(json.dumps(row) if arguments.json else format_row(row), flush=True)
+        print(json.dumps(row), flush=True)
         stays = stays and not (row["elsewhere"] or row["failure"])
     sys.exit(0 if stays else 1)
 
@@ -130,29 +129,11 @@ def largest_difference(outputs, reference_outputs):
         reference = reference.astype(np.float64)
         # Not `max`, which may drop NaN.
         difference = np.abs(output.astype(np.float64) - reference).max()
-        pairs.append((float(difference), float(np.ptp(reference))))
-    return max(pairs, key=_spread_share)
-
-
-def _spread_share(pair):
-    difference, spread = pair
-    if np.isnan(difference):
-        return np.inf
-    return difference / max(spread, np.finfo(np.float64).tiny)
-
-
-def format_row(row):
-    """The lines of a file."""
-    if row["failure"]:
-        return f"{row['file']}: fails on WebGPU: {row['failure']}"
-    counts = ", ".join(f"{name} {count}" for name, count in row["counts"].items())
-    lines = [
-        f"{row['file']}: {counts}; largest difference {row['difference']:.1e} of "
-        f"{row['spread']:.3g}"
-    ]
-    for operator, place, types, count in row["elsewhere"]:
-        lines.append(f"{count:6} {operator} ({place}) of {types}")
-    return "\n".join(lines)
+        pairs.append((difference, np.ptp(reference) or np.finfo(np.float64).tiny))
+    shares = [difference / spread for difference, spread in pairs]
+    # argmax finds NaN first.
+    difference, spread = pairs[np.argmax(shares)]
+    return float(difference), float(spread)
 
 
 if __name__ == "__main__":

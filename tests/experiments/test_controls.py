@@ -9,7 +9,7 @@ import pytest
 
 from experiments import controls, merges
 from imagepiece_jax.kernels.merging import DROPPED
-from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
+from imagepiece_jax.reduction.block_plan import plan_blocks
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from tests.experiments.test_merges import random_inputs
@@ -23,7 +23,6 @@ FIELDS = [
     {"merge_ratio": 1.0, "candidate_ratio": 1.0},
 ]
 SAME_COUNTS = [f"imagepiece_{end}" for end in ("dropping", "random", "matched")]
-SAME_COUNTS.append("imagepiece_ascending")
 
 
 def block_counts(method, n0, depth):
@@ -57,20 +56,6 @@ def test_dropping_drops_the_least_attended():
     inputs = inputs.replace(mask=mask)
     dropped = np.nonzero(decide(reducer, inputs, counts).slot_of_token == DROPPED)[1]
     np.testing.assert_array_equal(dropped.reshape(5, 4), np.sort(lowest[:, 3:7]))
-
-
-@pytest.mark.parametrize("parity, candidates", [(0, 11), (1, 12)])
-def test_the_ascending_order_equals_the_oracle(parity, candidates):
-    step = controls.ImagePieceAscending(parity=parity).merge_step(0, "class")
-    inputs = random_inputs(19, 4)
-    counts = StepCounts(n_in=19, n_out=15, candidates=candidates)
-    result = decide(step.reducer, inputs, counts)
-    for image in range(4):
-        metric = inputs.metric[image].astype(float)
-        similarity = oracles.cosine(metric, metric)
-        choices = (candidates, 4, "ascending", parity)
-        expected = oracles.retokenize(inputs.cls_attn[image], similarity, *choices)
-        np.testing.assert_array_equal(result.slot_of_token[image], expected)
 
 
 @pytest.mark.parametrize("ratios", [("0.5", "0.7"), ("0.08", "0")])

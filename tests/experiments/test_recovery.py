@@ -1,4 +1,4 @@
-"""The study of `recover`: its page, and its learning and judging images."""
+"""The study of `recover`: its learning and judging images."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,6 @@ from PIL import Image
 
 from experiments import recovery
 from imagepiece_jax.evaluation.result_cache import encode_bits
-
-
-def test_the_page_has_the_measured_table():
-    page = (recovery.ROOT / "docs/results/recovery.md").read_text("utf-8")
-    assert recovery.cells_table(recovery.read_lines()).strip() in page
 
 
 def test_no_image_both_teaches_and_judges(tmp_path):

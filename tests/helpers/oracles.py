@@ -56,18 +56,15 @@ def cosine(a, b, eps=1e-6):
     return (a @ b.T) / np.outer(*lengths)
 
 
-def retokenize(scores, similarity, candidates, merges, order="descending", parity=0):
+def retokenize(scores, similarity, candidates, merges, parity=0):
     """ImagePiece's merge. scores [n], similarity [n, n] -> dest [n], slots in order.
 
-    The last `candidates` tokens by score form a line, the highest score first
-    (order="ascending": the lowest). Its tokens are in A and B in turn; `parity` 0: the
-    first is in A. The `merges` most similar tokens of A join their nearest B. The
-    earlier token in the line wins ties.
+    The last `candidates` tokens by score form a line, the highest score first. Its
+    tokens are in A and B in turn; `parity` 0: the first is in A. The `merges` most
+    similar tokens of A join their nearest B. The earlier token in the line wins ties.
     """
     n = len(scores)
     ranked_candidates = by_score(scores)[n - candidates :]
-    if order == "ascending":
-        ranked_candidates.reverse()
     movers = ranked_candidates[parity::2]
     targets = ranked_candidates[1 - parity :: 2]
     nearest = {}

@@ -47,7 +47,7 @@ def test_nodes_are_counted_by_place(monkeypatch, capsys, file, place, status):
     monkeypatch.setattr(webgpu_placement, "open_session", open_on_cpu)
     if place == "CPU":
         monkeypatch.setattr(webgpu_placement, "WEBGPU", cpu)
-    assert call(monkeypatch, file, "--json") == status
+    assert call(monkeypatch, file) == status
     row = json.loads(capsys.readouterr().out)
     counts = row["counts"]
     elsewhere, on_provider = counts["CPU"], counts["WebGPU"]
@@ -56,7 +56,5 @@ def test_nodes_are_counted_by_place(monkeypatch, capsys, file, place, status):
     assert elsewhere > 20
     assert (on_provider, counts["copies"], row["difference"]) == (0, 0, 0)
     assert sum(count for *_, count in row["elsewhere"]) == counts["CPU"]
-    assert call(monkeypatch, file) == status
-    lines = capsys.readouterr().out.splitlines()
-    assert f"WebGPU {counts['WebGPU']}, CPU {counts['CPU']}, copies 0" in lines[0]
-    assert any("Softmax (CPU) of float" in line for line in lines) == (status == 1)
+    operators = [kind[:3] for kind in row["elsewhere"]]
+    assert (["Softmax", "CPU", "float"] in operators) == (status == 1)
