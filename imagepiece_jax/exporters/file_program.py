@@ -73,7 +73,8 @@ class FileProgram(ExportedProgram):
         batch_size = self.batch_size or batch_size or len(pixels)
         for start in range(0, len(pixels), batch_size):
             batch = np.asarray(pixels[start : start + batch_size])
-            # A fixed batch size pads the last batch.
+            # A fixed batch size repeats the last image: black ones would extend the
+            # ranges that calibrate int8.
             num_missing = batch_size - len(batch) if self.batch_size else 0
             batch = np.pad(batch, ((0, num_missing), (0, 0), (0, 0), (0, 0)), "edge")
             yield self.prepared_images(batch)

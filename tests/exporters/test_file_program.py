@@ -1,7 +1,6 @@
 import contextlib
 import dataclasses
 import os
-import pathlib
 
 import numpy as np
 import pytest
@@ -9,30 +8,12 @@ import pytest
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.exporters import onnx_format
-from imagepiece_jax.exporters.file_program import FileProgram
 from imagepiece_jax.exporters.program_facts import facts_file
 from imagepiece_jax.models.program import open_program
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 
 PIXELS = np.zeros((24, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
-
-
-def test_a_last_batch_repeats_its_last_image():
-    """Black images would extend the ranges that calibrate int8."""
-    vit = tiny_vit.pretrained()
-    program = FileProgram(
-        path=pathlib.Path("model.onnx"),
-        model=vit.model,
-        config=vit.config,
-        origin=vit.origin,
-        facts={"input": {"dtype": "uint8", "shape": [2, 1, 1, 1]}},
-        make_call=None,
-        batch_size=2,
-    )
-    pixels = np.arange(1, 4, dtype=np.uint8).reshape(3, 1, 1, 1)
-    parts = [part.ravel().tolist() for part in program.prepared_batches(pixels)]
-    assert parts == [[1, 2], [3, 3]]
 
 
 def jax_logits(vit):

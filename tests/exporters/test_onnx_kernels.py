@@ -1,14 +1,9 @@
-import collections
-import inspect
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from imagepiece_jax import kernels
-from imagepiece_jax.common import nodes
-from imagepiece_jax.exporters import onnx_kernels
-from imagepiece_jax.kernels import attention, gelu, merging, norm
+from imagepiece_jax.kernels import attention, merging
 from imagepiece_jax.kernels.ranking import (
     find_first_largest,
     gather_rows,
@@ -20,23 +15,6 @@ from imagepiece_jax.kernels.ranking import (
 )
 from tests.helpers.onnx_runs import function_outputs, random_outputs
 from tests.reduction.test_moves import random_move
-
-MARKED = nodes.onnx_op(lambda: None).__code__
-ROOMS = (attention, gelu, norm)
-
-
-def test_marked_functions_and_operators_have_equal_arguments():
-    """The graph argument comes first."""
-    functions = collections.ChainMap(*map(vars, ROOMS))
-    marked = set()
-    for name, fn in functions.items():
-        if getattr(fn, "__code__", None) is MARKED:
-            marked.add(f"add_{name}")
-            translation = getattr(onnx_kernels, f"add_{name}")
-            graph, *parameters = inspect.signature(translation).parameters
-            assert parameters == [*inspect.signature(fn).parameters]
-    assert marked == {name for name in vars(onnx_kernels) if name.startswith("add_")}
-
 
 NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
 

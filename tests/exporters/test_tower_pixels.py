@@ -15,6 +15,7 @@ from imagepiece_jax.data import decode
 from imagepiece_jax.exporters import tower
 from imagepiece_jax.exporters.export import export
 from tests.helpers import tiny_vit
+from tests.helpers.onnx_runs import open_session
 from tools import client_pixels
 
 CASES = client_pixels.CASES
@@ -105,33 +106,19 @@ def test_immich_gets_the_models_pixels(tmp_path, mode, interpolation):
         assert np.abs(ours.astype(int) - theirs).max() <= 3 * ROUNDING
 
 
-def open_like_immich(file):
-    """A session with immich's options: two threads, one image."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = False
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    options.add_free_dimension_override_by_name("batch", 1)
-    providers = ["CPUExecutionProvider"]
-    return onnxruntime.InferenceSession(file, options, providers=providers)
-
-
 @pytest.mark.parametrize("reduction", [None, "tome:r=1"])
 @pytest.mark.parametrize("pixels", [False, True])
 def test_immichs_vectors_equal_features(tmp_path, pixels, reduction):
     vit = small_tower(reduction, crop=1.0)
     graph = export(vit, tmp_path / "out", layout="immich", pixels=pixels)
     fields = json.loads((graph.parent / "preprocess_cfg.json").read_text())
-    session = open_like_immich(graph)
-    takes_pixels = session.get_inputs()[0].type == "tensor(uint8)"
+    session = open_session(graph)
     files = odd_files(tmp_path)
     vectors = []
     for file in files:
         with Image.open(file) as image:
             array = resize_like_immich(image, fields)
-        if not takes_pixels:
+        if not pixels:
             array = (np.float32(array) / 255 - fields["mean"]) / fields["std"]
             array = np.float32(array).transpose(2, 0, 1)
         vectors.append(session.run(None, {"image": array[None]})[0][0])
