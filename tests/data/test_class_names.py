@@ -1,13 +1,12 @@
+import contextlib
 import dataclasses
 import functools
-import re
 
 import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data import class_names
 from imagepiece_jax.data.sources.registry import open_source
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.training.cluster import run_dir
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.initial_weights import InitialWeights
@@ -36,43 +35,33 @@ def test_a_run_keeps_its_class_names(tmp_path):
             class_names.checked_names(wrong_names, 2)
 
 
-def first_other_class(weights, names):
-    """(label, name, other name) of the first class that differs, or None."""
-    try:
-        class_names.check_classes(weights, "weights", names, "data")
-    except InputError as error:
-        pattern = r"weights: class (\d+) is '(.*)', but '(.*)' in data"
-        label, *two_names = re.fullmatch(pattern, str(error)).groups()
-        return int(label), *two_names
-
-
 # é on Linux and Windows, and on macOS.
 COMPOSED = "caf\u00e9"
 DECOMPOSED = "cafe\u0301"
+SYNSETS, LEMMAS = zip(*class_names.imagenet_rows(), strict=True)
+SHORT = class_names.imagenet_names()
 
 
 @pytest.mark.parametrize(
-    "names, expected",
+    "weights, names, message",
     [
-        (("ant", COMPOSED), None),
-        ((COMPOSED, "ant"), (0, "ant", COMPOSED)),
-        (None, None),
-        ((None, "wasp"), (1, DECOMPOSED, "wasp")),
+        (("ant", DECOMPOSED), ("ant", COMPOSED), None),
+        (
+            ("ant", COMPOSED),
+            (COMPOSED, "ant"),
+            f"class 0 is 'ant', but '{COMPOSED}' in",
+        ),
+        (("ant", "bee"), None, None),
+        (("ant", "bee"), (None, "wasp"), "class 1 is 'bee', but 'wasp' in data"),
+        (SHORT, SYNSETS, None),
+        (SYNSETS, SHORT, None),
+        (SHORT, SYNSETS[:1] + SYNSETS[2:], "class 1 is 'goldfish', but"),
+        (SHORT, LEMMAS, "class 0 is 'tench', but 'tench, Tinca tinca'"),
     ],
 )
-def test_the_first_differing_class_is_named(names, expected):
-    assert first_other_class(("ant", DECOMPOSED), names) == expected
-
-
-def test_a_wordnet_id_and_its_name_are_the_same_class():
-    synsets, lemmas = zip(*class_names.imagenet_rows(), strict=True)
-    short = class_names.imagenet_names()
-    assert first_other_class(short, synsets) is None
-    assert first_other_class(synsets, short) is None
-    shifted = synsets[:1] + synsets[2:]
-    assert first_other_class(short, shifted) == (1, "goldfish", synsets[2])
-    assert first_other_class(short, lemmas) == (0, "tench", "tench, Tinca tinca")
-    assert first_other_class(("ant", "bee"), ("0", "1")) == (0, "ant", "0")
+def test_the_first_differing_class_is_named(weights, names, message):
+    with refused(message) if message else contextlib.nullcontext():
+        class_names.check_classes(weights, "weights", names, "data")
 
 
 @pytest.mark.parametrize("weights", ["init", "teacher"])

@@ -1,5 +1,4 @@
 import collections
-import itertools
 import os
 import pathlib
 import re
@@ -17,7 +16,7 @@ from imagepiece_jax.data.worker_pool import read_ahead
 from imagepiece_jax.errors import RunError
 from tests.helpers import forked_processes
 from tests.helpers.noise_images import Noise, assert_same
-from tests.helpers.reading_tasks import Filled, train
+from tests.helpers.reading_tasks import train
 from tests.helpers.refused_calls import refused
 
 
@@ -84,13 +83,12 @@ def test_worker_processes_change_no_batch_and_outlive_signals():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV])
-def test_a_dead_worker_ends_the_run(signum):
+def test_a_dead_worker_ends_the_run():
     batches = train(Noise(300), 10_000, workers=2)
     next(batches)
     started = own_workers()
-    os.kill(min(started), signum)
-    with pytest.raises(RunError, match=f"status -{signum:d}"):
+    os.kill(min(started), signal.SIGKILL)
+    with pytest.raises(RunError, match="status -9"):
         collections.deque(batches, maxlen=0)
     assert wait_for_end(started) and not shared_mappings()
 
@@ -98,14 +96,11 @@ def test_a_dead_worker_ends_the_run(signum):
 @pytest.mark.slow
 def test_a_workers_error_is_the_main_processs():
     transform = Preprocessing(16, resize="none")
-    for count in (0, 2):
-        source = Noise(100, size=8)
-        batches = Batches(source=source, transform=transform, batch_size=40)
-        reader = read_ahead(batches, count)
-        with refused("0.jpg", "8x8"):
-            next(reader)
-        with pytest.raises(StopIteration):
-            next(reader)
+    source = Noise(100, size=8)
+    batches = Batches(source=source, transform=transform, batch_size=40)
+    reader = read_ahead(batches, workers=2)
+    with refused("0.jpg", "8x8"):
+        next(reader)
     assert not own_workers()
 
 
@@ -125,22 +120,9 @@ def test_workers_end_with_a_killed_run():
     assert wait_for_end(started)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count, threads", [(0, 2), (1, 0), (3, 2)])
-def test_slots_are_not_reused_while_they_are_read(count, threads):
-    joined = []
-    for group in read_ahead(Filled(40), count, threads):
-        time.sleep(0.001 * (len(joined) % 5))
-        joined.append(group)
-    assert [len(group) for group in joined] == [3] * 40
-    for number, pixels in enumerate(itertools.chain(*joined)):
-        assert pixels.tolist() == [number % 200] * 5
-
-
 def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(worker_pool, "SHARED_FOLDER", str(tmp_path))
-    usage = types.SimpleNamespace(free=2 * 10**6)
+    usage = types.SimpleNamespace(free=10**5)
     monkeypatch.setattr(worker_pool.shutil, "disk_usage", lambda folder: usage)
-    monkeypatch.setattr(Filled, "chunk_bytes", 10**6)
     with refused(tmp_path):
-        read_ahead(Filled(9), workers=1)
+        train(Noise(300), 9, workers=1)

@@ -93,13 +93,8 @@ def test_erased_pixels_are_standard_normal():
     images = np.full((300, SIDE, SIDE, 3), 7, np.float32)
     out = np.asarray(jax.jit(pipeline.erase_randomly)(images, image_keys(300), 0.5))
     erased = (out != 7).any(-1)
-    assert (erased == (out != 7).all(-1)).all()
-    images_with_box = erased.any((1, 2))
-    for box in erased[images_with_box]:
-        rows = np.flatnonzero(box.any(1))
-        columns = np.flatnonzero(box.any(0))
-        assert box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
-        assert box.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+    for box in erased[erased.any((1, 2))]:
+        assert box.sum() == (1 + np.ptp(np.argwhere(box), axis=0)).prod()
     noise = out[erased]  # about 150 boxes of 100 pixels
     assert len(noise) > 10000
     assert len(np.unique(noise)) > 0.99 * noise.size

@@ -16,9 +16,8 @@ def rng(seed=0):
 
 
 def test_crop_boxes_have_the_recipes_distribution():
-    boxes = [
-        random_crop.draw_crop_box(300, 400, rng(seed), AREA) for seed in range(4000)
-    ]
+    draws = map(rng, range(4000))
+    boxes = [random_crop.draw_crop_box(300, 400, draw, AREA) for draw in draws]
     top, left, tall, wide = np.array(boxes).T
     assert top.min() >= 0 and (top + tall).max() <= 300
     assert left.min() >= 0 and (left + wide).max() <= 400
@@ -55,9 +54,8 @@ def test_boxes_have_aspects_and_positions_and_use_equal_draws():
         *_, height, width = random_crop.draw_crop_box(300, 300, rng(seed), **wide)
         assert 1.9 < width / height < 3.1
     quarter = dict(area=(0.25, 0.25), aspect=(1.0, 1.0))
-    boxes = {
-        random_crop.draw_crop_box(2, 2, rng(seed), **quarter) for seed in range(100)
-    }
+    draws = map(rng, range(100))
+    boxes = {random_crop.draw_crop_box(2, 2, draw, **quarter) for draw in draws}
     assert boxes == {(0, 0, 1, 1), (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 1, 1)}
     first = rng(3)
     second = rng(3)
@@ -82,10 +80,8 @@ def test_shift_moves_by_every_offset_and_pads_with_zeros():
     padded[2:10, 2:10] = image
     offsets = itertools.product(range(5), range(5))
     expected = {padded[y : y + 8, x : x + 8].tobytes() for y, x in offsets}
-    seen = {
-        random_crop.shift_image(image, rng(seed), 2).tobytes() for seed in range(300)
-    }
-    assert seen == expected
+    shifted = [random_crop.shift_image(image, draw, 2) for draw in map(rng, range(300))]
+    assert {image.tobytes() for image in shifted} == expected
 
 
 def test_half_of_the_images_are_mirrored():
