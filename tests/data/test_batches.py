@@ -205,23 +205,17 @@ def test_steps_have_deits_sampled_images(length, workers):
 
 def test_copies_are_neighbors_with_different_draws():
     batch = repeated(Noise(20), 1, 12)[0]
-    labels = batch["label"][0, 0]
-    images = batch["image"][0, 0]
+    assert len({image.tobytes() for image in batch["image"][0, 0]}) == 12
     first_order = epoch_order(3, 0, 20)
     second_order = epoch_order(3, 1, 20)
-    np.testing.assert_array_equal(labels, np.repeat(first_order[:4], 3))
-    assert len({image.tobytes() for image in images}) == 12
     labels = field_values(repeated(Noise(20), 3))
     assert labels == [*np.repeat(first_order, 3)[:16], *np.repeat(second_order, 3)[:8]]
 
 
-@pytest.mark.parametrize("processes, accumulation", [(1, 1), (2, 1), (2, 2)])
-def test_a_part_reads_an_image_once_for_its_copies(processes, accumulation):
-    for index in range(processes):
-        source = Noise(400)
-        placement = Placement(index, processes, 2, accumulation)
-        (batch,) = repeated(source, 1, 192, placement=placement)
-        parts = math.ceil(batch["label"].size / batching.CHUNK_IMAGES)
-        assert parts > 1
-        distinct = len(np.unique(batch["label"]))
-        assert distinct <= len(source.reads) < distinct + parts
+def test_a_chunk_reads_an_image_once_for_its_copies():
+    source = Noise(400)
+    placement = Placement(1, 2, 2, accumulation=2)
+    (batch,) = repeated(source, 1, 192, placement=placement)
+    num_chunks = math.ceil(batch["label"].size / batching.CHUNK_IMAGES)
+    distinct = len(np.unique(batch["label"]))
+    assert distinct <= len(source.reads) < distinct + num_chunks

@@ -1,7 +1,6 @@
 """Folders of images: listing files, finding splits, opening folder:PATH."""
 
 import collections
-import contextlib
 import logging
 import os
 import pathlib
@@ -24,28 +23,20 @@ class FolderListing(NamedTuple):
     """Contents of a folder and its subfolders, as paths relative to a root."""
 
     image_paths: list[str]
-    left_out_paths: list[str]  # all other files, and folders that are not read
+    left_out_paths: list[str]  # all other files, and hidden and system folders
 
 
 def list_images(root: AnyPath, subfolder: str = "") -> FolderListing:
     """List the images in root/subfolder, and in the folders below it.
 
     Images have an ending of `image_extensions`. A folder's files come before its
-    subfolders, both sorted by name. Hidden files and folders and unreadable subfolders
-    are left out.
+    subfolders, both sorted by name. Hidden files and folders are left out.
     Raises InputError if there are no images.
     """
     listing = FolderListing([], [])
     start_folder = os.path.join(root, subfolder)
-
-    def leave_out(error):
-        if error.filename == start_folder:
-            raise error
-        # First, because a note names only the first path left out.
-        listing.left_out_paths.insert(0, os.path.relpath(error.filename, root))
-
     seen_folders = set()
-    for folder, *names_by_kind in _walk_folders(start_folder, leave_out):
+    for folder, *names_by_kind in _walk_folders(start_folder):
         folder_names, image_names, other_names = names_by_kind
         real_path = os.path.realpath(folder)
         if real_path in seen_folders:  # links may lead to a folder again, in circles
@@ -61,12 +52,16 @@ def list_images(root: AnyPath, subfolder: str = "") -> FolderListing:
     return listing
 
 
-def _walk_folders(top, onerror):
+def _walk_folders(top):
     """Yield (folder, its folders' names, its images' names, other names), sorted.
 
     A folder whose name the caller removes is not walked.
     """
-    walk = os.walk(top, onerror=onerror, followlinks=True)
+
+    def raise_error(error):  # os.walk itself ignores errors
+        raise error
+
+    walk = os.walk(top, onerror=raise_error, followlinks=True)
     for folder, folder_names, file_names in walk:
         all_names = {*folder_names, *file_names}
         # os.walk visits what stays in its list, in this order.
@@ -85,11 +80,7 @@ def _is_visible(name):
 
 def _list_entries(folder):
     """Sorted names in a folder: (folders, images, other names)."""
-
-    def raise_error(error):  # os.walk itself ignores errors
-        raise error
-
-    return next(_walk_folders(folder, raise_error))[1:]
+    return next(_walk_folders(folder))[1:]
 
 
 def left_out_note(root: AnyPath, left_out_paths: list[str]) -> str | None:
@@ -113,10 +104,9 @@ def find_split_folders(folder: AnyPath, labeled: bool = False) -> dict[str, str]
     splits = source.find_splits(folder_names, f"folder {folder}")
     image_folders = set()
     for name in folder_names:
-        with contextlib.suppress(OSError):  # an unreadable folder shows no images
-            _, images_inside, _ = _list_entries(os.path.join(folder, name))
-            if images_inside:
-                image_folders.add(name)
+        _, images_inside, _ = _list_entries(os.path.join(folder, name))
+        if images_inside:
+            image_folders.add(name)
     if labeled and len(image_folders) == len(folder_names):
         return {}
     # Classes may be called train or test, too. Such a folder has images itself or is

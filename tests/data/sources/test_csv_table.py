@@ -40,7 +40,6 @@ def gray_levels(source):
         ("a,0,train b,1,val c,1,train d,0,val", SPLIT, [0, 20], [10, 30], "val"),
         ("a,0,train b,0,val a,0,train", SPLIT, [0, 0], [10], "val"),
         ("a,0 b,1", NO_SPLIT, None, [0, 10], "val"),
-        ("a,0,train b,-1,test c,0,valid", SPLIT, [0], [20], "valid"),
         ("a,0,train b,-1,test c,0,validation", SPLIT, [0], [20], "validation"),
         ("a,0,train b,0,test", SPLIT, [0], [10], "test"),
     ],
@@ -101,27 +100,21 @@ def test_blanks_line_ends_commas_and_excels_encodings_change_nothing(images, enc
     assert table.files.tolist() == [b"images/b.png", b"images/c.png"]
     assert table.labels.tolist() == [0, 1]
     assert table.class_names == ("f\u00fcr", "big cat")
-    # ImageNet's cranes are a bird and a machine.
-    path = write_table(images, "a,0,crane b,1,crane", NAMED)
-    assert open_table(path).class_names == ("crane", "crane")
 
 
 @pytest.mark.parametrize(
     "columns, rows, expected",
     [
-        ("filename", "a b c", [0, 10, 20]),
+        ("filename", "a, b, c,", [0, 10, 20]),
         (NO_SPLIT, "a,-1 b, c,cat", [0, 10, 20]),
         ("filename,split", "a,train b,val c,train", [0, 20]),
         (SPLIT, "a,-1,train b,-1,val c,,test", [0]),
-        (SPLIT, "a,0,train a,1,train", [0, 0]),
     ],
 )
 def test_unlabeled_reading_needs_no_labels(images, columns, rows, expected):
-    words = [row if "," in row else f"{row}," for row in rows.split()]
-    path = write_table(images, " ".join(words), columns)
+    path = write_table(images, rows, columns)
     source = as_source(f"csv:{path}")
     assert gray_levels(source) == expected
     assert {*source.labels.tolist()} == {-1}
-    if "0," not in rows:
-        with refused(path, "label"):
-            open_table(path, "train" if "split" in columns else "val")
+    with refused(path, "label"):
+        open_table(path)

@@ -1,4 +1,3 @@
-import os
 import pathlib
 import unicodedata
 
@@ -6,7 +5,7 @@ import pytest
 
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.data.source import VALIDATION_NAMES
-from imagepiece_jax.data.sources.folder import find_split_folders, list_images
+from imagepiece_jax.data.sources.folder import find_split_folders
 from imagepiece_jax.data.sources.registry import open_source
 from tests.helpers.picture_files import write_plain
 from tests.helpers.refused_calls import refused
@@ -24,21 +23,6 @@ def test_system_files_are_left_out_and_counted(tmp_path, capsys, caplog):
         assert "6 without ending, 1 .jpg, 1 .db" in caplog.records[-1].getMessage()
     assert len(as_source(tmp_path / "train")) == 2
     assert "1 .db left out" in capsys.readouterr().out
-
-
-def test_an_unreadable_folder_is_left_out(tmp_path, monkeypatch):
-    write_plain(tmp_path, "val/ant/a.jpg", "val/bee/b.jpg")
-    scandir = os.scandir
-
-    def refuse_bee(path):
-        if os.fspath(path).endswith("bee"):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse_bee)
-    assert list_images(tmp_path) == (["val/ant/a.jpg"], ["val/bee"])
-    with pytest.raises(PermissionError):
-        open_source(f"{tmp_path}", "val")
 
 
 def test_a_class_may_have_subfolders(tmp_path):
