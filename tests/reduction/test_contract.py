@@ -54,18 +54,6 @@ class KeepFewer(Reducer):
         return keep_highest(inputs.x[..., 0], counts.n_out - 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class LeaveN(block_plan.Rule):
-    count: object
-    among: int | None = None
-
-    def n_out(self, n, n0, stage):
-        return self.count
-
-    def count_candidates(self, n):
-        return self.among
-
-
 def method_class(steps):
     named = {"steps": lambda method, depth: steps}
     return dataclasses.dataclass(frozen=True)(type("Mine", (Method,), named))
@@ -74,10 +62,9 @@ def method_class(steps):
 @pytest.mark.parametrize(
     "reducer, rule, message",
     [
-        (TopK(), LeaveN(0), "LeaveN at block 1 leaves 0 tokens"),
+        (TopK(), block_plan.KeepFixed(0), "KeepFixed at block 1 leaves 0 tokens"),
         (TopK(), block_plan.KeepFixed(26), "leaves 26 tokens, not 1 to 25"),
         (Retokenize(), KeepShare(0.5), "of None candidates"),
-        (Retokenize(), LeaveN(19, among=10), "of 10 candidates"),
     ],
 )
 def test_a_wrong_method_is_named_when_a_model_is_made(

@@ -54,7 +54,6 @@ BY_POSITION |= {"dtem"}
 # Tokens mix all patches, so groups and sizes mean nothing.
 SOFT = {"token_learner"}
 
-
 CASES = {}  # {a method's name or one of SETTINGS: (the name, Method)}
 for text in (*METHODS, *SETTINGS):
     whole_text = f"{text}:{SMALLER[text]}" if text in SMALLER else text
@@ -79,12 +78,9 @@ def short_plan(name, method, n0=N0):
     return shortest_plan(plan) if is_uniform and name != "diffrate" else plan
 
 
-@functools.cache
 def image_keys(batch):
     """One random key per image, for reducers that draw. -> [batch]."""
-    with jax.ensure_compile_time_eval():  # the first caller may be traced
-        draw = jax.vmap(jax.random.fold_in, (None, 0))
-        return draw(jax.random.key(0), jnp.arange(batch))
+    return jax.random.split(jax.random.key(0), batch)
 
 
 def decide_filled(reducer, inputs, counts):
@@ -100,7 +96,7 @@ def decide_filled(reducer, inputs, counts):
 _parameters = {}
 
 
-def run_plan(plan, x, keys=None):
+def run_plan(plan, x, keys):
     """All states, beginning with the initial one, and all results. x [B, 1 + n0, D].
 
     Blocks do nothing. Scores and metric are functions of the tokens.
@@ -108,7 +104,6 @@ def run_plan(plan, x, keys=None):
     states = [initial_state(x)]
     results = []
     grid = GRID
-    keys = image_keys(len(x)) if keys is None else keys
     for block, layer in enumerate(plan):
         if layer.counts:
             inputs = step_inputs(states[-1], block_keys(keys, block), grid)
@@ -254,8 +249,12 @@ def test_gradients_in_bfloat16_are_finite(name, method):
     plan = shortest_plan(short_plan(name, method))
     x = random_tokens(jnp.bfloat16)
     probe = random_tokens(jnp.bfloat16, seed=2)[:, : plan[-1].mlp_tokens]
-    gradient = jax.grad(lambda x: jnp.sum(run_plan(plan, x)[0][-1].x * probe))
-    gradient = np.asarray(jax.jit(gradient)(x))
+
+    def loss(x):
+        states, _ = run_plan(plan, x, image_keys(3))
+        return jnp.sum(states[-1].x * probe)
+
+    gradient = np.asarray(jax.jit(jax.grad(loss))(x))
     chex.assert_type(gradient, jnp.bfloat16)
     chex.assert_tree_all_finite(gradient)
     np.testing.assert_array_equal(gradient[:, 0], probe[:, 0])

@@ -9,16 +9,13 @@ from imagepiece_jax.models.attention import AttentionPool
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reducers import (
-    SCORES,
     Ranking,
     shift_shares,
     uniqueness_scores,
 )
 from imagepiece_jax.reduction.state import ReducerInputs, initial_state
-from tests.helpers import named_models, oracles, oracles_peaks, tiny_vit
+from tests.helpers import named_models, oracles, tiny_vit
 from tests.helpers.rounding import assert_close
-from tests.models.test_rotary import capture_attention
-from tests.models.test_vit_families import FAMILIES
 
 SHORT = tiny_vit.with_fields(
     tiny_vit.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,)
@@ -134,47 +131,19 @@ def test_shares_of_live_shifts_have_gradients_at_zero():
 
 
 @pytest.mark.parametrize(
-    "family, score",
+    "name, fields, score",
     [
-        ("deit", "class_and_mean"),
-        ("distilled", "class_and_mean"),
-        ("dinov2", "class_and_mean"),
-        ("siglip", "mean"),
-        ("mae", "mean"),  # its head does not read the class token
-        ("gap", "mean"),
+        ("imagepiece", {}, "class"),
+        ("imagepiece", {"class_token": False}, "received"),
+        ("token_pooling", {}, "received"),
+        ("peaks", {}, "class_and_mean"),
+        ("peaks", {"pool": "mean"}, "mean"),  # the head does not read the class token
     ],
 )
-def test_mean_query_scores_read_all_tokens_of_a_block(family, score):
-    """The prefix counts, and peaks chooses this score.
-
-    Merged tokens count by their fractional sizes.
-    """
-    arch = FAMILIES[family]
-    model = tiny_vit.model("peaks:blocks=(0,1)", arch=arch, depth=2, prop_attn=True)
-    assert {p.reducer.score for p in model.plan} == {score}
-    variables = tiny_vit.variables(model)
-    out, modules = capture_attention(model, variables, tiny_vit.images(2))
-    for block, inputs in enumerate(out.reducer_inputs):
-        attention = modules[f"blocks_{block}"]["attn"]
-        query, key = (
-            attention[name]["__call__"][0].reshape(2, -1, tiny_vit.HEADS, 10)
-            for name in "qk"
-        )
-        scores = getattr(inputs, SCORES[score])
-        for image in range(2):
-            size = np.append(np.ones(arch.prefix), inputs.attn_size[image])
-            arrays = query[image], key[image], size
-            expected = oracles_peaks.scores(score, *arrays)[arch.prefix :]
-            np.testing.assert_allclose(scores[image], expected, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("class_token", [True, False])
-def test_default_scores_need_a_class_token_or_received_attention(class_token):
-    model = named_models.facts(class_token=class_token)
-    default = "class" if class_token else "received"
-    for name, score in (("imagepiece", default), ("token_pooling", "received")):
-        assert METHODS[name]().score_for(model) == score
-        assert METHODS[name](score="energy").score_for(model) == "energy"
+def test_default_scores_fit_the_model(name, fields, score):
+    model = named_models.facts(**fields)
+    assert METHODS[name]().score_for(model) == score
+    assert METHODS[name](score="energy").score_for(model) == "energy"
 
 
 def fill_module(module, x):

@@ -1,8 +1,9 @@
+from importlib import metadata
+
 import numpy as np
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import methods
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.tome import ToMe
@@ -84,22 +85,16 @@ def test_a_value_that_is_no_reduction_is_refused(value, message):
         Reduction.read(value)
 
 
-def test_a_method_of_another_package_is_found_by_its_entry_point(tmp_path, monkeypatch):
-    (tmp_path / "own_methods.py").write_text(
-        "import dataclasses\n"
-        "from imagepiece_jax.reduction.methods.tome import ToMe\n\n\n"
-        "@dataclasses.dataclass(frozen=True)\n"
-        "class Own(ToMe):\n    r: int = 3\n"
-    )
-    facts = tmp_path / "own_methods-1.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: own_methods\n")
-    entries = "own = own_methods:Own\ngone = no_module:Own\n"
-    (facts / "entry_points.txt").write_text(f"[{methods.ENTRY_POINTS}]\n{entries}")
-    monkeypatch.syspath_prepend(tmp_path)
+def test_a_method_of_another_package_is_found_by_its_entry_point(monkeypatch):
+    objects = {"own": "imagepiece_jax.reduction.methods.tome:ToMe", "gone": "no:Own"}
+
+    def entry_points(group, name):
+        assert group == "imagepiece_jax.methods"
+        return [metadata.EntryPoint(name, objects[name], group)]
+
+    monkeypatch.setattr(metadata, "entry_points", entry_points)
     monkeypatch.setattr(METHODS, "data", {**METHODS.data})
-    assert str(Reduction.read("own:r=4")) == "own:r=4"
-    assert Reduction.read("own").method.r == 3
+    assert Reduction.read("own:r=4").method == ToMe(r=4)
     with refused("method gone"):
         Reduction.read("gone")
 

@@ -156,11 +156,10 @@ class DTEM(method.RemovalPerBlock):
     r: int = option(16, least=0)  # number of tokens merged away per block
 
     def steps(self, model: method.ModelFacts) -> tuple[Step, ...]:
-        counts = enumerate(self.removed_counts(model.depth))
-        rules = {block: RemoveCount(r) for block, r in counts if r}
+        rule = RemoveCount(self.r)
         return tuple(
             Step(block, Embedding(), rule, added_when_masked=0)
-            for block, rule in rules.items()
+            for block in range(model.depth if self.r else 0)
         )
 
     def param_groups(self, path: str) -> method.ParamGroup:  # pyrefly: ignore[bad-override]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagepiece_jax.common.checks import check_range
+from imagepiece_jax.common.checks import check_range, option
 from imagepiece_jax.kernels import ranking
 from imagepiece_jax.kernels.array_shapes import TokenRows, TokenValues
 from imagepiece_jax.kernels.similarity import dot_products, unit_vectors
@@ -130,9 +130,10 @@ class MCTF(method.RemovalPerBlock):
     r: float = 16
     blocks: tuple[int, ...] | None = None  # None: all blocks except the first
     # Temperatures of the criteria; a criterion's exponent is 1 / temperature.
-    similarity: float = 1.0  # temperature: similar tokens fuse
-    attention: float = 20.0  # temperature: tokens with little attention fuse
-    sizes: float = 40.0  # temperature: small tokens fuse
+    similarity: float = option(1.0, above=0)  # temperature: similar tokens fuse
+    # temperature: tokens with little attention fuse
+    attention: float = option(20.0, above=0)
+    sizes: float = option(40.0, above=0)  # temperature: small tokens fuse
     score: str = "received"
 
     def __post_init__(self) -> None:
@@ -142,8 +143,6 @@ class MCTF(method.RemovalPerBlock):
         check_range("r", self.r, 0)
         if self.r >= 1:
             check_range("r", self.r, whole=True)
-        for name in ("similarity", "attention", "sizes"):
-            check_range(name, getattr(self, name), above=0)
 
     def scale_schedule(self, ratio: float, model: method.ModelFacts) -> Self:
         if 0 < self.r < 1:

@@ -206,11 +206,7 @@ class KeepingShare(Method):
     amount_fields = ("keep_rate",)
     ratio_field = "keep_rate"
 
-    keep_rate: float = 0.7
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.check_range("keep_rate", self.keep_rate, 0, 1)
+    keep_rate: float = checks.option(0.7, least=0, most=1)
 
     def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
         return dataclasses.replace(self, keep_rate=round(1 - ratio, 6))

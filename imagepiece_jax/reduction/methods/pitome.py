@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from imagepiece_jax.common.checks import option
 from imagepiece_jax.kernels.ranking import gather_rows, invert_order, rank_tokens
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step
@@ -48,7 +49,8 @@ class PiToMe(KeepingShare):
     high-energy tokens, which protects the rest.
     """
 
-    keep_rate: float = 0.9125  # of the image tokens, in every block
+    # of the image tokens, in every block
+    keep_rate: float = option(0.9125, least=0, most=1)
     metric: str = "key"  # for pairs; energies always compare keys
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:

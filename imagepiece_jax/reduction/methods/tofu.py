@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from imagepiece_jax.common.checks import option
 from imagepiece_jax.kernels.merging import DROPPED, is_in_slot
 from imagepiece_jax.kernels.similarity import vector_lengths
 from imagepiece_jax.reduction.block_plan import KeepAtLeastHalf, Step
@@ -68,7 +69,8 @@ class ToFu(KeepingShare):
     Blocks up to the middle of the model drop tokens; later blocks fuse tokens.
     """
 
-    keep_rate: float = 0.925  # of all tokens, in every block
+    # of all tokens, in every block
+    keep_rate: float = option(0.925, least=0, most=1)
     metric: str = "key"
 
     def steps(self, model: ModelFacts) -> tuple[Step, ...]:

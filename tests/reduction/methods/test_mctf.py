@@ -1,11 +1,8 @@
 import numpy as np
 import pytest
 
-from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
-from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests.helpers import oracles, tiny_vit
 from tests.helpers.named_models import facts
@@ -64,12 +61,3 @@ def test_ten_tokens_stay_for_a_number_but_not_for_a_share(r, tokens, left):
     """Counts by hand, with the class token, as in the authors' code."""
     plan = plan_blocks(2, tokens - 1, MCTF(r=r).steps(facts(2)), 1)
     assert plan[-1].mlp_tokens == left
-
-
-def test_a_step_before_the_next_block_cannot_read_its_attention():
-    pooling = TokenPooling(blocks=(2,), score="class")
-    plan = plan_blocks(
-        4, 196, (*MCTF(blocks=(1,)).steps(facts(4)), *pooling.steps(facts(4)))
-    )
-    with pytest.raises(InputError, match="at block 2 reads .* keep its tokens"):
-        contract.check_plan(plan, True, "token", (14, 14))

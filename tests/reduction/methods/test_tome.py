@@ -1,10 +1,9 @@
 import functools
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.block_plan import RemoveCount, Step, plan_blocks
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import ReducerInputs
@@ -13,36 +12,24 @@ from tests.reduction.test_reducers import tied_images
 
 
 @functools.partial(tiny_vit.compiled, static_argnums=1)
-def decide_all(inputs, work):
-    return [Bipartite()(inputs, counts) for counts in work]
+def decide_all(inputs, merges):
+    n = inputs.x.shape[1]
+    return [Bipartite()(inputs, StepCounts(n, n - count)) for count in merges]
 
 
-def removal_counts(r, n):
-    """Counts of a step that merges `r` of `n` tokens; None if it changes nothing."""
-    (layer,) = plan_blocks(1, n, [Step(0, Bipartite(), RemoveCount(r))])
-    return layer.counts
-
-
-@pytest.mark.parametrize("n, num_prefix", [(1, 0), (2, 1), (8, 0), (19, 1), (19, 2)])
+@pytest.mark.parametrize("n, num_prefix", [(2, 1), (8, 0), (19, 1), (19, 2)])
 def test_groups_and_their_order_equal_the_slow_truth(n, num_prefix):
     _, metric = tied_images(num_prefix + n)
-    similarity = [oracles.cosine(m, m) for m in metric]
-    work = {}
-    for r in (0, 1, n // 3, n // 2, n, 10 * n):
-        counts = removal_counts(r, n)
-        assert (counts is None) == (min(r, n // 2) == 0)
-        if counts is not None:
-            work.setdefault(counts, r)
     x = metric[:, num_prefix:]
     inputs = ReducerInputs(x=x, size=x[..., 0], metric=x, num_prefix=num_prefix)
-    results = decide_all(inputs, tuple(work))
-    for (counts, r), result in zip(work.items(), results, strict=True):
-        assert result.slot_of_token.dtype == jnp.int32
-        assert result.n_out == counts.n_out
-        for image, dest in enumerate(np.asarray(result.slot_of_token)):
-            pairs = oracles.bipartite(similarity[image], r, num_prefix)
-            want = oracles.bipartite_slots(pairs, num_prefix)
-            np.testing.assert_array_equal(dest, want, err_msg=f"r {r} image {image}")
+    merges = tuple({1, (n + 2) // 4, n // 2})
+    for count, result in zip(merges, decide_all(inputs, merges), strict=True):
+        assert result.n_out == n - count
+        for slots, tokens in zip(result.slot_of_token, metric, strict=True):
+            cosines = oracles.cosine(tokens, tokens)
+            groups = oracles.bipartite(cosines, count, num_prefix)
+            expected = oracles.bipartite_slots(groups, num_prefix)
+            np.testing.assert_array_equal(slots, expected)
 
 
 @pytest.mark.parametrize(
