@@ -79,16 +79,6 @@ def complete_steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal())
 
 
-def find_checkpoint_folder(folder: pathlib.Path, kind: str) -> pathlib.Path:
-    """Find the folder of a run's checkpoints of a kind, in CHECKPOINT_KINDS."""
-    checkpoints_folder = folder / CHECKPOINTS_FOLDER
-    saved = [k for k in CHECKPOINT_KINDS if complete_steps(checkpoints_folder / k)]
-    if saved and kind not in saved:
-        lack = f"has no {kind!r} checkpoint yet, but {saved[0]!r}"
-        raise InputError(f"run {folder} {lack}")
-    return checkpoints_folder / kind
-
-
 def list_input_files(*inputs: str | os.PathLike) -> list[pathlib.Path]:
     """List the files of a command's inputs, which its outputs may not overwrite.
 

@@ -225,7 +225,7 @@ def _read_run_tensors(location):
             raise InputError(f"run {run_folder} has no averages: its ema_decay is 0")
         return {name: stored_state[name] for name in names}
 
-    folder = folder_files.find_checkpoint_folder(run_folder, str(origin.checkpoint))
+    folder = run_folder / folder_files.CHECKPOINTS_FOLDER / str(origin.checkpoint)
     state, _, _ = checkpoints.read_newest_step(folder, choose_variables)
     return timm_tensors.to_timm(state.get(AVERAGES_KEY, state))
 

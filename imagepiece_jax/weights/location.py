@@ -91,13 +91,8 @@ def locate_weights(
     if origin.kind == RUN_KIND:
         checkpoint = checkpoint or "best"
         check_choice("checkpoint", checkpoint, folder_files.CHECKPOINT_KINDS)
-    elif checkpoint in folder_files.CHECKPOINT_KINDS:
-        raise InputError(f"checkpoint is {checkpoint!r}, but {origin.title} is no run")
     elif averaged:
-        raise InputError(
-            f"averaged is for a run, but this is {origin.title}; in a file, "
-            "checkpoint is the key of the averages"
-        )
+        raise InputError(f"averaged is for a run, but this is {origin.title}")
     origin = dataclasses.replace(origin, checkpoint=checkpoint, averaged=averaged)
     return dataclasses.replace(location, origin=origin)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
@@ -12,6 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from imagepiece_jax.common import files
+from imagepiece_jax.common.checks import replace_lists
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.models.create import build_model
@@ -41,7 +41,8 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     folder = checked_folder(folder)
     if vit.model.execution.folded:
         raise InputError("the model was changed by optimize; save the loaded one")
-    config_fields = make_config_fields(vit)
+    # JSON cannot write NumPy scalars, which a config may hold.
+    config_fields = replace_lists(make_config_fields(vit))
     tensors = timm_tensors.to_timm(vit.dense_variables)
     if vit.origin.positions is not None:
         tensors["pos_embed"] = np.asarray(vit.origin.positions, np.float32)
@@ -54,10 +55,8 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     loaded_tensors = naming.read_timm_tensors(tensors) | selectors
     digest = variables_digest([loaded_tensors, variant_tensors])
     config_fields[folder_files.OWN_KEY]["digest"] = digest
-    # A config may hold NumPy scalars, which JSON cannot write: they become Python's.
-    json_fields = json.loads(json.dumps(config_fields, default=lambda x: x.item()))
     vit.warn_of_untrained()
-    _check_round_trip(vit, loaded_tensors, json_fields)
+    _check_round_trip(vit, loaded_tensors, config_fields)
     arrays_by_file = {
         DENSE_FILE: tensors,
         folder_files.SELECTORS_FILE: selectors,
@@ -71,7 +70,7 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
                     safetensors.numpy.save_file(arrays, new_folder / name, metadata)
         except safetensors.SafetensorError as error:  # a disk is full or fails
             raise OSError(str(error)) from error
-        files.write_json(new_folder / folder_files.CONFIG_FILE, json_fields)
+        files.write_json(new_folder / folder_files.CONFIG_FILE, config_fields)
     return folder
 
 

@@ -55,16 +55,17 @@ def open_tensors(
         with titled_errors(weights_title(weights)):
             yield select_model_tensors(wrap_arrays(weights), model_key)
     else:
-        with _open_file(pathlib.Path(weights), _FILE_OPENERS) as content:
+        with _open_file(pathlib.Path(weights)) as content:
             yield select_model_tensors(content, model_key)
 
 
 @contextlib.contextmanager
-def _open_file(path, openers):
+def _open_file(path):
     """Open a file by its ending, and give its content with every array a LazyTensor."""
-    opener = openers.get(path.suffix.lower() or path.name)
+    opener = _FILE_OPENERS.get(path.suffix.lower())
     if opener is None:
-        raise InputError(f"{weights_title(path)} ends in none of {', '.join(openers)}")
+        endings = ", ".join(_FILE_OPENERS)
+        raise InputError(f"{weights_title(path)} ends in none of {endings}")
     with titled_errors(weights_title(path)):
         with open(path, "rb") as file:
             if file.read(len(_LFS_START)) == _LFS_START:
@@ -109,8 +110,7 @@ def _open_index(path):
 
     @functools.cache
     def open_part(file_name):
-        part = _open_file(path.parent / file_name, _INDEXED_OPENERS)
-        return open_parts.enter_context(part)
+        return open_parts.enter_context(_open_file(path.parent / file_name))
 
     def read_tensor(name):
         return open_part(file_of_tensor[name])[name].read()
@@ -176,5 +176,3 @@ _FILE_OPENERS = {
     ".ckpt": open_torch_file,  # Lightning
     ".json": _open_index,
 }
-# Openers for the parts of an index.
-_INDEXED_OPENERS = {".safetensors": _open_safetensors, ".bin": open_torch_file}

@@ -164,7 +164,7 @@ def test_a_run_loads_with_and_without_its_selectors(tmp_path):
     dense = imagepiece_jax.load(tmp_path, reduction="none")
     assert not (vit.untrained_kinds or dense.untrained_kinds)
     assert {*variables["params"]} - {*dense.variables["params"]} == learned
-    with refused("has no 'latest' checkpoint yet, but 'best'"):
+    with refused("checkpoints/latest holds no"):
         imagepiece_jax.load(tmp_path, checkpoint="latest")
 
 
