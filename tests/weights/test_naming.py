@@ -67,9 +67,10 @@ def test_wrappers_and_vits_pooler_are_left_out():
     """In any order and number, and inside names, beside a classifier."""
     tensors = read_fixture("transformers_vit")[0]
     wrapped = "_orig_mod.module.net"
+    inside = "_fsdp_wrapped_module._checkpoint_wrapped_module"
     renamed = {f"{wrapped}.vit.pooler.dense.weight": np.ones((24, 24))}
     for name in tensors:
-        in_block = name.replace(".layer.0.", ".layer.0._checkpoint_wrapped_module.")
+        in_block = name.replace(".layer.0.", f".layer.0.{inside}.")
         renamed[f"{wrapped}.{in_block}"] = tensors[name]
     expected = naming.read_timm_tensors(tensors)
     chex.assert_trees_all_equal(naming.read_timm_tensors(renamed), expected)
