@@ -114,10 +114,12 @@ def compare_with_dense_file(
     # Images are repeated if a batch takes more than there are.
     speeds = time_programs(programs, np.resize(pixels, (batch_size, *pixels.shape[1:])))
     outputs = compute_card_outputs(programs, pixels)
-    fidelities = compare_outputs.measure_fidelities(outputs, has_classes)
-    if len(pixels) < FEW_IMAGES:
-        for metrics in fidelities.values():
+    fidelities = {}
+    for name, array in outputs.items():
+        metrics = compare_outputs.measure_fidelity(array, outputs["dense"], has_classes)
+        if len(pixels) < FEW_IMAGES:
             metrics.pop("neighbors_kept", None)
+        fidelities[name] = metrics
     gmacs = {name: program.facts["gmacs"] for name, program in programs.items()}
     return {
         "images": images.compared_names,
@@ -152,7 +154,7 @@ def time_programs(programs: Programs, pixels: np.ndarray) -> dict[str, Any]:
 def compute_card_outputs(
     programs: Programs, pixels: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Outputs of the dense file, the file, and the dense file for changed pixels."""
+    """Outputs of the dense file, the file, and the controls, by row of the card."""
     with announced_work(f"comparing the outputs for {len(pixels)} images"):
         outputs = {}
         for name in ("dense", "file"):
@@ -162,6 +164,8 @@ def compute_card_outputs(
             raise InputError(f"the {dtype} outputs are not finite; export float32")
         for name, change_pixels in compare_outputs.IMAGE_CONTROLS.items():
             outputs[name] = compute_vectors(programs["dense"], change_pixels(pixels))
+        shuffled_outputs = compare_outputs.shuffle_outputs(outputs["dense"])
+        outputs[compare_outputs.SHUFFLED_CONTROL] = shuffled_outputs
     return outputs
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from imagepiece_jax.common.progress import announced_work, log
+from imagepiece_jax.common.progress import announced_work
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import optimize
@@ -119,7 +119,4 @@ def with_float32_parts(model: ViT, part_maxima: dict[str, float]) -> ViT:
     if sum(part.startswith("blocks_") for part in large_parts) == model.depth:
         number = f"{part_maxima[large_parts[0]]:.3g} in {large_parts[0]}"
         raise InputError(f"float16 ends at 65504, near {number}: export float32")
-    if large_parts:
-        names = ", ".join(large_parts)
-        log.info(f"float32 in the float16 file, for large numbers: {names}")
     return model.with_execution(float32_parts=(STEM_PART, *large_parts))

@@ -82,21 +82,19 @@ class ProgramInterface:
 class TowerInterface(ProgramInterface):
     """The arrays of a visual tower, with the names its loading program expects.
 
-    array_of_output: {name in the program: array}, of "embedding" (the vector, of length
-        1), "image_embeds" (the vector), "pooler_output" (the pooled vector),
-        "last_hidden_state" (all tokens, as in transformers: after the last norm, for
-        CLIP before it) and "logits"
+    tower_outputs: of "embedding" (the vector, of length 1), "image_embeds" (the
+        vector), "pooler_output" (the pooled vector), "last_hidden_state" (all tokens,
+        as in transformers: after the last norm, for CLIP before it) and "logits"
     """
 
-    array_of_output: dict[str, str] = dataclasses.field(kw_only=True)
+    tower_outputs: list[str] = dataclasses.field(kw_only=True)
 
     @property
     def output_names(self) -> list[str]:
-        return [*self.array_of_output]
+        return self.tower_outputs
 
     def make_forward_function(self, model: ViT) -> Callable:
-        array_names = [*self.array_of_output.values()]
-        has_tokens = "last_hidden_state" in array_names
+        has_tokens = "last_hidden_state" in self.tower_outputs
         model = model.with_execution(head_only=not has_tokens)
 
         def compute_arrays(variables, images):
@@ -116,6 +114,6 @@ class TowerInterface(ProgramInterface):
                 "pooler_output": outputs.pooled,
                 "last_hidden_state": tokens,
             }
-            return tuple(arrays_by_name[name] for name in array_names)
+            return tuple(arrays_by_name[name] for name in self.tower_outputs)
 
         return compute_arrays

@@ -35,7 +35,7 @@ PILLOW_FILTERS = {name: number for number, name in INTERPOLATION_OF_RESAMPLE.ite
 class ProgramLayout:
     """What one program loads. Functions take the model.
 
-    outputs: {name of an output: array of TowerInterface}
+    outputs: names of TowerInterface's outputs
     files: {path in the folder: JSON value}
     graph: path of the graph in the folder; {name} is optimum's for the model, {dtype}
         an entry of DTYPE_SUFFIXES, for programs that choose a type by the file's name
@@ -46,7 +46,7 @@ class ProgramLayout:
     takes_pixels: the program may hand over uint8 images
     """
 
-    outputs: Callable[[Pretrained], dict[str, str]]
+    outputs: Callable[[Pretrained], list[str]]
     files: Callable[[Pretrained], dict[str, Any]]
     graph: str
     image: str = "pixel_values"
@@ -99,7 +99,7 @@ def make_interface(
         takes_pixels=takes_pixels,
         input_name=program_layout.image,
         channels_first=not takes_pixels,
-        array_of_output=program_layout.outputs(vit),
+        tower_outputs=program_layout.outputs(vit),
     )
 
 
@@ -132,14 +132,13 @@ def is_image_text_tower(vit: Pretrained) -> bool:
     return vit.config.head.is_projection or is_siglip
 
 
-def transformers_outputs(vit: Pretrained) -> dict[str, str]:
+def transformers_outputs(vit: Pretrained) -> list[str]:
     """Outputs of transformers' class for this head."""
-    names = ["last_hidden_state", "pooler_output"]
     if vit.config.head.is_classifier:
-        names = ["logits"]
-    elif vit.config.head.is_projection:
-        names = ["image_embeds"]
-    return {name: name for name in names}
+        return ["logits"]
+    if vit.config.head.is_projection:
+        return ["image_embeds"]
+    return ["last_hidden_state", "pooler_output"]
 
 
 def open_clip_fields(vit: Pretrained) -> dict:
@@ -227,7 +226,7 @@ def transformers_config_fields(vit: Pretrained) -> dict:
 
 PROGRAM_LAYOUTS = {
     "immich": ProgramLayout(
-        outputs=lambda vit: {"embedding": "embedding"},
+        outputs=lambda vit: ["embedding"],
         files=lambda vit: {"visual/preprocess_cfg.json": open_clip_fields(vit)},
         graph="visual/model.onnx",
         image="image",
@@ -244,7 +243,7 @@ PROGRAM_LAYOUTS = {
         takes_classes=True,
     ),
     "fastembed": ProgramLayout(
-        outputs=lambda vit: {"image_embeds": "image_embeds"},
+        outputs=lambda vit: ["image_embeds"],
         files=lambda vit: {PREPROCESSOR_FILE: processor_fields(vit)},
         graph="model.onnx",
     ),

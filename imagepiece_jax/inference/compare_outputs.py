@@ -90,23 +90,6 @@ def measure_fidelity(
     return metrics
 
 
-def measure_fidelities(
-    outputs_by_row: Mapping[str, np.ndarray], has_classes: bool | None
-) -> dict[str, dict[str, Any]]:
-    """Measure the fidelity of every row's outputs, and of shuffled dense outputs.
-
-    outputs_by_row: the row "dense" has the dense model's outputs
-    has_classes: as in `measure_fidelity`
-    """
-    dense_outputs = outputs_by_row["dense"]
-    shuffled_outputs = shuffle_outputs(dense_outputs)
-    all_outputs = {**outputs_by_row, SHUFFLED_CONTROL: shuffled_outputs}
-    return {
-        name: measure_fidelity(outputs, dense_outputs, has_classes)
-        for name, outputs in all_outputs.items()
-    }
-
-
 def unit_rows(outputs: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
     """Scale rows to length 1, in float64; a row with NaN or infinity becomes 0."""
     rows = np.asarray(outputs, np.float64)

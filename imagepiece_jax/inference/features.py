@@ -28,7 +28,7 @@ from imagepiece_jax.models.vit import Outputs, ViT, final_norm, on_auto_axes
 from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.state import Masking
 
-FILL_CHOICES = ("nearest", "last", "zero", "class")
+FILL_CHOICES = ("nearest", "last")
 
 Norm = Callable[[jax.Array], jax.Array]
 
@@ -69,8 +69,8 @@ def features(
         folder, ..), which `vit.preprocessing` crops. All are computed at once
     layers: number of last blocks, or block indices from 0
     norm: whether `layers` get the final norm
-    fill: feature of a dropped patch: "nearest", the most similar kept token's; "last",
-        its own when it was dropped; "zero"; or "class", the class token's
+    fill: feature of a dropped patch: "nearest", the most similar kept token's; or
+        "last", its own when it was dropped
     Source: `layers` as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     check_loaded(vit)
@@ -82,7 +82,7 @@ def features(
     blocks = tuple(np.asarray(blocks).tolist())
     for block in blocks:
         check_range("layers", block, 0, model.depth - 1, whole=True)
-    _check_fill(fill, model.config.arch.class_token)
+    check_choice("fill", fill, FILL_CHOICES)
     xla_options.check_dtype(model.execution.dtype.name)
     images = pictures.as_batch(images, vit.preprocessing)
     normalize.check_images(images, vit.image_size, takes_pixels=True)
@@ -122,7 +122,7 @@ def make_features_function(
         @functools.cache  # the last block may be among `blocks`, too
         def layer_features(block, block_norm):
             path = paths[step_counts[block]]
-            layer = _patch_features(outputs.states[block], path, fill, block_norm)
+            layer = _patch_features(outputs.states[block], path, block_norm)
             return _as_maps(layer, model.config.grid)
 
         final_layer = layer_features(model.depth - 1, last_norm)
@@ -146,16 +146,15 @@ def feature_map(
 
     grid: (height, width) in patches
     fill: feature of a dropped patch: "nearest", the token with the largest cosine to
-        the patch's token at the dropping step; "last", the patch's token at that step;
-        "zero"; or "class", the first prefix token
+        the patch's token at the dropping step; or "last", the patch's token then
     norm: applied to tokens [.., D] (`final_norm`); None: the residual stream, which
         grows from block to block
     Raises InputError for outputs of masked training.
     """
-    _check_fill(fill, outputs.state.num_prefix > 0)
+    check_choice("fill", fill, FILL_CHOICES)
     _check_outputs(outputs)
     path = follow_patches(outputs.results, outputs.reducer_inputs, fill)[-1]
-    return _as_maps(_patch_features(outputs.state, path, fill, norm), grid).patches
+    return _as_maps(_patch_features(outputs.state, path, norm), grid).patches
 
 
 def _as_maps(layer, grid):
@@ -164,7 +163,7 @@ def _as_maps(layer, grid):
     return Layer(patches, layer.prefix, layer.dropped.reshape(-1, *grid))
 
 
-def _patch_features(state, path, fill, norm):
+def _patch_features(state, path, norm):
     """Map a state's tokens to a Layer with lists of patches."""
     prefix, vectors = jnp.split(state.x, [state.num_prefix], axis=1)
     # Walk from the tokens back to the patches: one turn per soft reduction on the way.
@@ -185,13 +184,9 @@ def _patch_features(state, path, fill, norm):
         vectors = vectors.astype(jnp.float32)
         vectors = jnp.einsum("bsn,bsd->bnd", shares, vectors, precision="highest")
         vectors = vectors.astype(tokens_before.dtype)
-    if fill == "class":
-        vectors = jnp.where(is_dropped[..., None], prefix[:, :1], vectors)
     if norm:  # one norm over prefix and patches compiles faster than two
         normalized_tokens = norm(jnp.concatenate([prefix, vectors], axis=1))
         prefix, vectors = jnp.split(normalized_tokens, [state.num_prefix], axis=1)
-    if fill == "zero":
-        vectors = jnp.where(is_dropped[..., None], 0, vectors)
     return Layer(vectors, prefix, is_dropped)
 
 
@@ -199,8 +194,3 @@ def _check_outputs(outputs):
     has_masks = any(isinstance(result, Masking) for result in outputs.results)
     if outputs.state.mask is not None or has_masks:
         raise InputError("outputs come from masked training")
-
-
-def _check_fill(fill, has_class_token):
-    choices = FILL_CHOICES if has_class_token else FILL_CHOICES[:-1]
-    check_choice("fill", fill, choices)

@@ -73,22 +73,13 @@ def test_merged_patches_have_their_mean_and_fused_ones_their_token():
     assert first_channel(feature_map(outputs, GRID)) == [[1, 2, 3], [4, 5, 2]]
 
 
-@pytest.mark.parametrize(
-    "fill, lost",
-    [
-        # Patch 1 leaves at once, patch 4 after 0.5 was added; then 0.25 is added.
-        ("last", (2, 5.5)),
-        ("zero", (0, 0)),
-        ("class", (100.75, 100.75)),
-    ],
-)
-def test_dropped_patches_are_filled(fill, lost):
+def test_dropped_patches_have_their_last_feature():
+    """Patch 1 leaves at once, patch 4 after 0.5 was added; then 0.25 is added."""
     first = assign(0, -1, 1, 2, 3, 4)
-    outputs = make_outputs(
-        make_state(PATCHES), (first, 0.5), (assign(0, 1, 2, -1, 3), 0.25)
-    )
-    expected = [[1.75, lost[0], 3.75], [4.75, lost[1], 6.75]]
-    assert first_channel(feature_map(outputs, GRID, fill)) == expected
+    second = assign(0, 1, 2, -1, 3)
+    outputs = make_outputs(make_state(PATCHES), (first, 0.5), (second, 0.25))
+    expected = [[1.75, 2, 3.75], [4.75, 5.5, 6.75]]
+    assert first_channel(feature_map(outputs, GRID, "last")) == expected
 
 
 def test_a_dropped_patch_follows_its_nearest_token():
