@@ -7,55 +7,38 @@ import pathlib
 import signal
 import sys
 
-from tests.helpers import compiling, forked_processes
+import chex
+import jax
+import pytest
+from flax import linen as nn
 
-# Imported objects stay; searching them for garbage takes a fifth of the time.
-gc.disable()
-# Tests compile hundreds of tiny programs and run each once: compile them fast.
-os.environ.setdefault("XLA_FLAGS", compiling.QUICK)
-# A shell's `&` starts processes that ignore Ctrl-C, and nohup's ignore SIGHUP. Tests
-# send both.
-for number, handler in (
-    (signal.SIGINT, signal.default_int_handler),
-    (signal.SIGHUP, signal.SIG_DFL),
-):
-    if signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, handler)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # tests' commands keep no programs
-# With this package OpenVINO would report its use.
-sys.modules["openvino_telemetry"] = None
-
-import chex  # noqa: E402
-import jax  # noqa: E402
-import pytest  # noqa: E402
-from flax import linen as nn  # noqa: E402
-
-from tests.helpers import checked_shapes  # noqa: E402
+from tests.helpers import checked_shapes, compiling
 
 checked_shapes.install()  # before the package is imported
 
 from imagepiece_jax.common import parallel, progress  # noqa: E402
-from tests.helpers import fast_tracing, run_command, stored_programs  # noqa: E402
+from tests.helpers import run_command  # noqa: E402
 
+# Tracing makes many objects, few of them in cycles: at Python's own thresholds the
+# searches for garbage are a twelfth of the suite's time.
+gc.set_threshold(200_000, 20, 100)
+# Tests compile hundreds of tiny programs and run each once: compile them fast.
+os.environ.setdefault("XLA_FLAGS", compiling.QUICK)
+# A shell's `&` starts processes that ignore Ctrl-C, and nohup's ignore SIGHUP. Tests
+# send both.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # tests' commands keep no programs
+# With this package OpenVINO would report its use.
+sys.modules["openvino_telemetry"] = None
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# chex skips its variant with_pmap without a second device; the package takes the first.
+# Some tests take a second device; the package takes the first.
 jax.config.update("jax_num_cpu_devices", 2)
 parallel.local_devices = lambda process=None: jax.local_devices(process)[:1]
 parallel.device_count = lambda: 1
-fast_tracing.trace_fast()
-stored_programs.write_whole()
-jax.config.update("jax_compilation_cache_dir", str(stored_programs.FOLDER))
+compiling.speed_up()
+jax.config.update("jax_compilation_cache_dir", str(compiling.PROGRAMS))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def pytest_collection_finish():
-    """Look for garbage less often: tracing makes many objects, few of them in cycles.
-
-    The searches are a twelfth of the suite's time at Python's own thresholds.
-    """
-    gc.freeze()
-    gc.set_threshold(*forked_processes.GARBAGE_THRESHOLDS)
-    gc.enable()
 
 
 def pytest_collection_modifyitems(items):
@@ -135,7 +118,7 @@ def _free_programs():
     """
     yield
     if len(jax.devices()[0].client.live_executables()) > 1000:
-        fast_tracing.make_context.cache_clear()
+        compiling.make_context.cache_clear()
         jax.clear_caches()
 
 

@@ -3,14 +3,12 @@ import importlib
 import re
 import shlex
 
-import jax.numpy as jnp
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
 from configs import base
 from imagepiece_jax.common.placement import Placement
-from imagepiece_jax.data.augment import randaugment
 from imagepiece_jax.models.architecture import PART_NAMES
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.reduction.methods import METHODS
@@ -18,7 +16,6 @@ from imagepiece_jax.training import optimizer
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.report import count_training_flop
-from tests.data.augment.test_randaugment import tables
 from tests.helpers.small_runs import ROOT
 
 # config_flags reads files this way on Python 3.11.
@@ -120,50 +117,6 @@ def test_commands_cost_what_docstrings_state(name, line, cost):
         assert cost == expected
 
 
-SPVIT_BY_SPEED = '"--config.reduction=spvit:keep_rates=(0.7,0.49,0.343)"'
-FUSED = "evit:fuse_token=True:rate_warmup_start=10:rate_warmup_epochs=100"
-
-
-# Published figures by command; tokens are the last block's, class token
-# included. GMACs are computed from the paper's schedules.
-@pytest.mark.parametrize(
-    "words, gmacs, tokens, acc1",
-    [
-        ("deit_s.py:deit_ti", 1.25, 197, "72.2"),
-        ("deit_s.py:deit_s", 4.6, 197, "79.9"),
-        ("deit_s.py:deit_b", 17.56, 197, "81.8"),
-        ("deit_s_imagepiece.py", 2.78, 61, "80.22"),
-        ("deit_s_imagepiece.py:deit_ti", 0.73, 61, "72.61"),
-        ("deit_s_imagepiece.py --config.model.stem=patch", 2.41, 61, "79.81"),
-        ("deit_s_imagepiece_tome.py", 2.78, 61, "80.08"),
-        ("deit_s_imagepiece_dynamicvit.py", 2.87, 61, "80.11"),
-        ("deit_s_evit.py", 3.0, 69, "79.4"),
-        (f"deit_s_evit.py --config.reduction={FUSED}", 3.03, 72, "79.5"),
-        ("deit_s_evit.py:deit_ti", 0.81, 69, "71.70"),
-        ("deit_s_dynamicvit.py", 2.98, 68, "79.32"),
-        ("deit_s_dynamicvit.py:deit_ti", 0.80, 68, "71.20"),
-        ("deit_s_spvit.py", 2.46, 30, "79.34"),
-        ("deit_s_spvit.py:deit_ti", 0.67, 30, "72.09"),
-        (f"deit_s_spvit.py {SPVIT_BY_SPEED}", 2.93, 71, "79.34"),
-        ("deit_s.py:deit_s,tome", 2.7, 41, "79.36"),
-        ("deit_s.py:deit_ti,tome", 0.73, 41, "71.27"),
-        ("deit_s.py:deit_s,token_learner", 2.86, 17, "79.01"),
-        ("deit_s.py:deit_s,token_pooling", 2.88, 68, "71.35"),
-        ("deit_s.py:deit_s,diffrate", 2.9, 3, "79.538"),
-        ("deit_s.py:deit_b,diffrate", 11.52, 3, "81.498"),
-        ("deit_s.py:deit_s,mctf", 2.58, 21, "80.1"),
-        ("deit_s.py:deit_ti,mctf", 0.7, 21, "72.7"),
-    ],
-)
-def test_every_published_row_has_a_command(words, gmacs, tokens, acc1):
-    paths = r"--config\.(init|teacher)\.weights=\w+"
-    rows = [(re.sub(paths, "", row).split(), cost) for _, row, cost in list_commands()]
-    costs = {" ".join(row): cost for row, cost in rows}
-    cost = re.sub(r" [\d.]+ EFLOP,", "", costs[f"--config configs/{words}"])
-    expected = f"{gmacs:.2f} GMACs, {tokens} final tokens, published acc1 {acc1}"
-    assert cost == expected or cost.startswith(f"{expected} ")
-
-
 # DeiT's published values (Touvron et al. 2021).
 DEIT_RECIPE = {
     # the paper's table 9
@@ -227,11 +180,8 @@ def test_recipe_of_90_epochs():
     assert recipe.items() <= fields.items()
     arch = run.create_model().config.arch
     assert (arch.pool, arch.class_token) == ("mean", False)
-    # There Posterize keeps four bits at the highest magnitude; here it would keep none.
-    magnitude = jnp.full(1, fields["augment.magnitude"])
-    op = jnp.array([randaugment.OPERATION_NAMES.index("Posterize")])
-    pixels = jnp.zeros((1, 2, 2, 3), jnp.uint8)
-    assert tables(pixels, op, magnitude, jnp.ones(1)).max() > 0
+    # There Posterize keeps four bits at the highest magnitude, 10; here none.
+    assert fields["augment.magnitude"] < 10
 
 
 # Published training's changes: Rao et al. 2021 and Kong et al. 2022.

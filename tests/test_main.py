@@ -1,6 +1,5 @@
 import importlib
 import re
-import tomllib
 
 import pytest
 
@@ -8,7 +7,6 @@ import imagepiece_jax
 from tests.helpers import tiny_vit
 from tests.helpers.picture_files import noise, write_images
 from tests.helpers.run_command import call, sentence, start
-from tests.helpers.small_runs import ROOT
 from tests.helpers.tiny_benchmark import SMALL, simplify
 
 COMMANDS = ["benchmark", "compare", "describe", "doctor", "evaluate", "export"]
@@ -55,8 +53,3 @@ def test_every_commands_example_runs(name, folder, monkeypatch):
         simplify(monkeypatch)
         words += SMALL
     call(main, *words).ok()
-
-
-def test_the_console_script_is_the_entry_point():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"imagepiece": "imagepiece_jax.__main__:main"}

@@ -16,7 +16,7 @@ from imagepiece_jax.common.extras import EXTRA_MODULES
 from imagepiece_jax.data.sources import registry
 from tests.helpers import compiling, small_runs, tiny_vit
 from tests.helpers.refused_calls import refused
-from tests.helpers.run_command import sentence, start
+from tests.helpers.run_command import start
 from tests.helpers.small_runs import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -78,12 +78,6 @@ def test_dependencies_equal_public_imports():
     assert required == {name_of(line) for line in PROJECT["dependencies"]}
 
 
-def test_the_page_counts_direct_requirements():
-    page = (ROOT / "docs" / "questions.md").read_text()
-    counts = re.findall(r"^\| `pip install .*?`.*? \| (\d+) \|", page, re.M)
-    assert counts == [f"{len(PROJECT['dependencies'])}", f"{len(REQUIREMENTS)}"]
-
-
 def test_versions_agree():
     assert PROJECT["requires-python"] == ">=3.11,<3.15"
     assert "(3, 11) <= sys.version_info < (3, 15)" in (ROOT / "Makefile").read_text()
@@ -93,26 +87,13 @@ def test_versions_agree():
 
 @pytest.mark.slow
 def test_readmes_example_needs_only_dependencies():
-    """The example prints nothing unless asked."""
-    ended = start(
-        "-m", "tests.helpers.readme_example", "--hide", XLA_FLAGS=compiling.QUICK
-    ).ok()
-    before, _, after = ended.err.partition("asked\n")
-    assert before == "" and "of the MACs" in after
+    words = ["-m", "tests.helpers.readme_example", "--hide"]
+    ended = start(*words, XLA_FLAGS=compiling.QUICK).ok()
+    assert ended.err == ""  # the package says nothing unasked
     result = json.loads(ended.out)
     assert result["reduction"].startswith("peaks:")
     assert result["steps"] == 1
-    assert result["logits"] == [2, tiny_vit.CLASSES]
-
-
-HIDING = "import runpy, sys; from tests.helpers import readme_example; "
-HIDING += "readme_example.hide(); "
-HIDING += "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
-
-
-def test_a_command_on_weights_needs_no_configs():
-    words = ["predict", "none.npz", __file__]
-    assert "none.npz" in sentence(start("-c", HIDING, "imagepiece_jax", *words))
+    assert result["logits"] == [2, 1000]
 
 
 def test_training_names_missing_packages_first(monkeypatch, tmp_path):

@@ -48,7 +48,7 @@ def test_models_have_jaxs_logits(name):
     check_flatbuffer(short_model(name))
 
 
-@pytest.mark.parametrize("name", covering_architectures(FAMILIES | ARCHITECTURES, 1))
+@pytest.mark.parametrize("name", covering_architectures(FAMILIES | ARCHITECTURES))
 def test_architecture_fields_have_jaxs_logits(name):
     check_flatbuffer(narrow_model(name, "tome:r=2:inflection=-1.0"))
 

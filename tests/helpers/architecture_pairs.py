@@ -1,7 +1,6 @@
-"""Tiny models of public architectures; a few cover every pair of fields."""
+"""Tiny models of public architectures; a few have every value of every field."""
 
 import dataclasses
-import itertools
 
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
@@ -41,29 +40,22 @@ ARCHITECTURES = {
 ROTARY = {str(arch.rotary): name for name, arch in ARCHITECTURES.items() if arch.rotary}
 
 
-def combined_fields(arch, count):
-    """All combinations of `count` fields with their values.
-
-    Registers and rotary count as absent or present.
-    """
+def field_values(arch):
+    """(name, value) of every field; registers and rotary count as absent or present."""
     fields = dataclasses.asdict(arch)
     fields["registers"] = arch.registers > 0
     fields["rotary"] = arch.rotary is not None
-    values = [(name, str(value)) for name, value in fields.items()]
-    return set(itertools.combinations(values, count))
+    return {(name, str(value)) for name, value in fields.items()}
 
 
-def covering_architectures(archs, count=2):
-    """Names of a few of `archs` ({name: arch}) with every pair of fields.
-
-    count: 1: with every value of every field
-    """
-    combined = {name: combined_fields(arch, count) for name, arch in archs.items()}
-    missing = set().union(*combined.values())
+def covering_architectures(archs):
+    """Names of a few of `archs` ({name: arch}) with every value of every field."""
+    values = {name: field_values(arch) for name, arch in archs.items()}
+    missing = set().union(*values.values())
     chosen = []
     while missing:
-        chosen.append(max(sorted(combined), key=lambda n: len(combined[n] & missing)))
-        missing -= combined[chosen[-1]]
+        chosen.append(max(sorted(values), key=lambda name: len(values[name] & missing)))
+        missing -= values[chosen[-1]]
     return chosen
 
 

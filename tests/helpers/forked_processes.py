@@ -5,7 +5,6 @@ worker of the suite. Tests of the start itself, or of imports, take `subprocess`
 """
 
 import atexit
-import gc
 import json
 import multiprocessing
 import os
@@ -25,10 +24,9 @@ MODULES = [
     "imagepiece_jax.training.trainer",
     "ml_collections.config_flags",
     "tensorboardX",
-    "tests.helpers.fast_tracing",
+    "tests.helpers.compiling",
     "tests.helpers.small_runs",
 ]
-GARBAGE_THRESHOLDS = 200_000, 20, 100
 
 
 class Process:
@@ -100,10 +98,8 @@ def _run(words, folder, environment, files):
     import jax
 
     from imagepiece_jax.training.initial_weights import model_variables
-    from tests.helpers import fast_tracing, small_runs, stored_programs
+    from tests.helpers import compiling, small_runs
 
-    gc.freeze()
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
     for number, file in enumerate(files, 1):
         os.dup2(file.fileno(), number)
     # Python buffers a terminal, a pipe and a file in other ways.
@@ -115,8 +111,7 @@ def _run(words, folder, environment, files):
         if name.startswith("JAX_"):  # JAX has read the variables at import
             number = json.loads(text) if text.lstrip("-").isdecimal() else text
             jax.config.update(name.lower(), number)
-    fast_tracing.trace_fast()
-    stored_programs.write_whole()
+    compiling.speed_up()
     model_variables.draw_variables = small_runs.draw_untrained
     kind, *rest = words
     try:

@@ -87,27 +87,22 @@ def bipartite(similarity, r, num_prefix):
     position wins ties.
     """
     total = len(similarity)
-    r = max(0, min(r, (total - num_prefix) // 2))
+    movers = [a for a in range(0, total, 2) if a >= num_prefix]
+    targets = [b for b in range(1, total, 2) if b >= num_prefix]
     nearest = {}
-    for a in range(0, total, 2):
-        for b in range(1, total, 2):
-            if a < num_prefix or b < num_prefix:
-                continue
-            if a not in nearest or similarity[a][b] > similarity[a][nearest[a]]:
-                nearest[a] = b
-    by_similarity = sorted(nearest, key=lambda a: (-similarity[a][nearest[a]], a))
-    merged = by_similarity[:r]
-    staying = by_similarity[r:]
+    for a in movers if targets else ():
+        nearest[a] = max(targets, key=lambda b: similarity[a][b])  # first of ties
+    closest = sorted(nearest, key=lambda a: -similarity[a][nearest[a]])  # stable
+    merged = closest[: max(0, min(r, (total - num_prefix) // 2))]
     groups = {b: [b] for b in range(1, total, 2)}
     for a in merged:
         groups[nearest[a]].append(a)
-    if num_prefix:
-        remaining = [a for a in range(0, total, 2) if a not in merged]
-    else:
-        remaining = staying
+    if num_prefix == 0:
+        return [[a] for a in closest[len(merged) :]] + list(groups.values())
+    front = [[0]]
     if num_prefix == 2:  # both prefix tokens stay in front
-        return [[0], groups.pop(1), *([a] for a in remaining if a), *groups.values()]
-    return [[a] for a in remaining] + list(groups.values())
+        front.append(groups.pop(1))
+    return front + [[a] for a in movers if a not in merged] + list(groups.values())
 
 
 def bipartite_slots(groups, num_prefix):
@@ -124,24 +119,16 @@ def apply_map(x, size, dest, weight=None, n_out=None, mean=True):
     Features are averaged with `weight` (None: size), or summed where `mean` is false;
     sizes are added. `n_out` None: one more than the highest slot.
     """
-    x = np.asarray(x, float)
     size = np.asarray(size, float)
-    if weight is None:
-        weight = size
-    weight = np.asarray(weight, float)
+    weight = size if weight is None else np.asarray(weight, float)
     if n_out is None:
         n_out = max(dest) + 1
-    total = np.zeros((n_out, x.shape[1]))
-    share = np.zeros(n_out)
-    sizes = np.zeros(n_out)
-    for token, slot in enumerate(dest):
-        if slot != DROPPED:
-            total[slot] += weight[token] * x[token]
-            share[slot] += weight[token]
-            sizes[slot] += size[token]
+    joins = np.equal(dest, np.arange(n_out)[:, None])
+    shares = joins * weight
+    moved = shares @ np.asarray(x, float)
     if mean:
-        total /= share[:, None]
-    return total, sizes
+        moved /= shares.sum(axis=1, keepdims=True)
+    return moved, joins @ size
 
 
 def compose(outer, inner):

@@ -17,7 +17,7 @@ from imagepiece_jax.recovery import recovery_step
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import InitConfig, RunConfig
 from imagepiece_jax.training.logging import CLOCKED_METRICS, METRICS_FILE
-from tests.helpers import forked_processes, stored_programs
+from tests.helpers import compiling, forked_processes
 
 ROOT = forked_processes.ROOT
 
@@ -139,7 +139,7 @@ def environment(devices=1):
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}",
-        "JAX_COMPILATION_CACHE_DIR": str(stored_programs.FOLDER),
+        "JAX_COMPILATION_CACHE_DIR": str(compiling.PROGRAMS),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }

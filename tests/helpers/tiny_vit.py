@@ -140,11 +140,6 @@ def shapes(module, side=SIDE):
 
     side: of a stem's images
     """
-    return jax.tree.map(lambda leaf: leaf, _shapes(module, side))
-
-
-@functools.cache
-def _shapes(module, side):
     if isinstance(module, ViT):
         return variable_shapes(module)  # test_variables draws and compares
     images = jax.ShapeDtypeStruct((1, *image_sides(side), 3), jnp.float32)

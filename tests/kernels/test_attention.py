@@ -10,7 +10,7 @@ from imagepiece_jax import kernels
 from imagepiece_jax.kernels import attention
 from imagepiece_jax.kernels.attention import dot_product_attention, resolve_backend
 from imagepiece_jax.reduction.state import TokenState
-from tests.helpers import compiling, oracles, oracles_learned, tiny_vit
+from tests.helpers import oracles, oracles_learned, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 
@@ -124,8 +124,6 @@ def test_gradients_pad_odd_lengths_and_change_nothing(
 )
 def test_inference_aligns_the_bias_of_odd_lengths(cudnn_calls, length, keys, dtype):
     """A bias of even length needs no padding, which is finite: inf - inf is NaN."""
-    if dtype == "float16":
-        compiling.needs_float16()
     qkv = [a.astype(dtype) for a in random_qkv(length)]
     bias = random_bias(length)
     out = dot_product_attention(*qkv, bias, backend="cudnn")

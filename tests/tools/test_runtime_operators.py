@@ -65,7 +65,7 @@ def graphs(tmp_path_factory):
         folder = tmp_path_factory.mktemp("layouts")
         file = imagepiece_jax.export(make("tome:r=4"), folder, layout=layout)
         graphs[folder.name] = onnx.load(file)
-    for name in covering_architectures(FAMILIES | ARCHITECTURES, 1):
+    for name in covering_architectures(FAMILIES | ARCHITECTURES):
         graphs[name] = model_graph(narrow_model(name, "tome:r=2:inflection=-1.0", 2))
     for name, reduction in itertools.product(ROTARY.values(), (MERGED, MEANS)):
         title = f"{name}-{reduction.partition(':')[0]}"
