@@ -28,7 +28,7 @@ FOREIGN = {
     "SLURM, gunicorn, Docker": {"--gpus-per-task", "--preload", "--shm-size"},
     "Triton": {"TYPE_UINT8"},
     "XLA, pytest": {"--xla_gpu_deterministic_ops", "--no-loadscope-reorder"},
-    "a user": {"class_02", "class_10", "class_2"},
+    "a user": {"class_02", "class_10", "class_2", "norm_merge"},
     "the hub": {"HF_HOME"},
     "transformers": {"BitImageProcessor", "model_file_name", "model_quantized.onnx"},
 }
