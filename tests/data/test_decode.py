@@ -8,6 +8,8 @@ from PIL import Image
 
 from imagepiece_jax.data.decode import UnreadableImage, convert_to_rgb, decode_image
 
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+
 
 def encode(image, format, **options):
     file = io.BytesIO()
@@ -26,8 +28,7 @@ def encode(image, format, **options):
     ],
 )
 def test_jpeg_pixels_equal_pillows(mode, options):
-    noise = np.random.default_rng(0).integers(0, 256, (45, 67, 3), np.uint8)
-    image = Image.fromarray(noise).resize((670, 450)).convert(mode)
+    image = Image.fromarray(NOISE).resize((670, 450)).convert(mode)
     file = encode(image, "JPEG", **options)
     truth = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
     np.testing.assert_array_equal(decode_image(file, "x"), truth)
@@ -108,9 +109,7 @@ def large_png(width, height):
     return bytes(data)
 
 
-NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 JPEG = encode(Image.fromarray(NOISE), "JPEG")
-FLOATS = encode(Image.fromarray(np.float32([[0, 0.5]])), "TIFF")
 
 
 @pytest.mark.parametrize(
@@ -119,10 +118,9 @@ FLOATS = encode(Image.fromarray(np.float32([[0, 0.5]])), "TIFF")
         (b"no image at all", "no known image format"),
         (JPEG[:-2], "truncated"),
         (large_png(20_000, 9_000), "178,956,970 pixels"),
-        (FLOATS, "not 0 to 255"),
         (None, "No such file"),
     ],
-    ids=range(5),
+    ids=range(4),
 )
 def test_damaged_or_too_large_images_are_unreadable(tmp_path, data, reason):
     file = str(tmp_path / "gone.jpg") if data is None else data
