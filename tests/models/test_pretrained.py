@@ -7,7 +7,7 @@ from imagepiece_jax.weights.save import DENSE_FILE
 from imagepiece_jax.weights.tensor_files import read_state_dict
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
-from tests.weights.test_load_published import same
+from tests.weights.test_load import same
 
 TOME = "tome:r=4"
 DYNAMICVIT = "dynamicvit:blocks=(1,):keep_rate=0.6"

@@ -4,30 +4,66 @@ import json
 import shutil
 
 import chex
+import jax
 import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.data import class_names
 from imagepiece_jax.evaluation.result_cache import name_use
 from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.create import create_model
-from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.models.variables import draw_variables, variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.folder_files import RUN_FORMAT as RUN_FORMAT
 from tests.helpers import named_models, small_runs, tiny_vit
-from tests.helpers.refused_calls import refused
-from tests.weights.test_load_published import same
+from tests.helpers.refused_calls import refused, warns_untrained
 
 HALF = (0.5, 0.5, 0.5)
+STD = (0.25, 0.5, 0.75)
+NAMES = [f"class {i}" for i in range(tiny_vit.CLASSES)]
 SIZE = {"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 1}
+# timm's form, for a model under none of its names.
+TIMM = {
+    "architecture": "vit_base_patch16_224",
+    "num_classes": tiny_vit.CLASSES,
+    "label_names": NAMES,
+    "model_args": {**SIZE},
+    "pretrained_cfg": {
+        "tag": None,
+        "input_size": [3, tiny_vit.SIDE, tiny_vit.SIDE],
+        "mean": HALF,
+        "std": STD,
+        "crop_pct": 0.9,
+        "interpolation": "bilinear",
+    },
+}
+# transformers' form of the same model; epsilon and interpolation differ.
+HF = {
+    "model_type": "vit",
+    "architectures": ["ViTForImageClassification"],
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "patch_size": 4,
+    "image_size": tiny_vit.SIDE,
+    "id2label": {str(i): name for i, name in enumerate(NAMES)},
+}
+PROCESSOR = {"image_mean": HALF, "image_std": STD, "size": tiny_vit.SIDE}
 SIZE |= {"image_size": tiny_vit.SIDE, "num_classes": tiny_vit.CLASSES}
 CONFIG = named_models.config("vit_mini", **SIZE)
+PUBLISHED = dataclasses.replace(CONFIG, mean=HALF, std=STD)
 MODEL = imagepiece_jax.create_model(CONFIG)
 SEVERAL = "deit3_small_patch16_224"
 TAGS = f"{SEVERAL}.fb_in1k, {SEVERAL}.fb_in22k_ft_in1k"
+
+
+def same(first, second):
+    return jax.tree.all(jax.tree.map(np.array_equal, first, second))
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +216,10 @@ def test_a_run_loads_with_and_without_its_selectors(tmp_path):
     ],
 )
 def test_a_files_name_may_be_its_models(tmp_path, file, name):
-    path = tmp_path / file
-    assert registry.model_in_file_name(path) == name
+    assert registry.model_in_file_name(tmp_path / file) == name
     if name:
-        path.touch()  # no tensor is read
-        assert imagepiece_jax.read_config(path) == registry.model_config(name)
+        (tmp_path / file).touch()  # no tensor is read
+        assert imagepiece_jax.read_config(tmp_path / file).name == name
 
 
 def test_a_state_dict_in_memory_loads_like_its_file(variables):
@@ -218,3 +253,69 @@ def test_a_run_loads_its_trained_reduction(tmp_path):
     weighted = imagepiece_jax.load(tmp_path)
     assert weighted.model.prop_attn is True
     assert name_use(weighted, given) == "off-the-shelf"
+
+
+# Published folders
+
+
+def write_folder(path, file, config, **files):
+    for name, content in {"config": config, **files}.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    shutil.copy(file, path)
+    return path
+
+
+def test_timms_folder_loads_its_config(tmp_path, file, variables):
+    path = write_folder(tmp_path, file, TIMM)
+    vit = imagepiece_jax.load(path)
+    named = dataclasses.replace(PUBLISHED, name=TIMM["architecture"])
+    assert vit.config == named.with_preprocessing(crop=0.9, interpolation="bilinear")
+    assert same(vit.variables, variables)
+    assert vit.class_names == tuple(NAMES)
+    larger, values = tiny_vit.pair(imagepiece_jax.load(path, image_size=24))
+    assert larger.config.image_size == 24
+    assert values["params"]["pos_embed"].shape == (1, 1 + 36, 64)
+    (path / "pytorch_model.bin").touch()  # preferred
+    with refused(f"{path / 'pytorch_model.bin'}: it is damaged"):
+        imagepiece_jax.load(path)
+
+
+def test_transformers_folder_loads_its_config(tmp_path, file):
+    path = write_folder(tmp_path, file, HF, preprocessor_config=PROCESSOR)
+    vit = imagepiece_jax.load(path)
+    arch = vit.config.arch
+    assert (arch.norm_eps, arch.resize) == (1e-12, "bicubic")
+    assert vit.class_names == tuple(NAMES)
+    images = vit.preprocessing
+    assert (images.crop_mode, images.interpolation) == ("squash", "bilinear")
+    # Nothing else differs from timm's form.
+    plain = vit.config.with_arch(norm_eps=1e-6, resize="antialias")
+    fields = {"preprocessing": PUBLISHED.preprocessing, "name": PUBLISHED.name}
+    assert dataclasses.replace(plain, **fields) == PUBLISHED
+
+
+def test_only_a_public_classifiers_classes_have_names():
+    names = registry.published_class_names("deit_tiny_patch16_224", 1000)
+    assert names == class_names.imagenet_names()
+    for name, classes in (
+        ("vit_small_patch16_224.augreg_in21k", 1000),
+        ("deit_tiny_patch16_224.fb_in1k", 10),
+        (None, 1000),
+    ):
+        assert registry.published_class_names(name, classes) is None
+
+
+def test_a_new_head_is_drawn_like_in_training(tmp_path, file, variables):
+    path = write_folder(tmp_path, file, TIMM)
+    with warns_untrained():
+        fresh = imagepiece_jax.load(path, num_classes=3, seed=5)
+    assert (fresh.model.config.num_classes, fresh.class_names) == (3, None)
+    head = draw_variables(fresh.model, 5)["params"]["head"]
+    assert same(fresh.variables["params"], variables["params"] | {"head": head})
+    with warns_untrained():
+        named = imagepiece_jax.load(path, num_classes=3, class_names=["a", "b", "c"])
+    assert named.class_names == ("a", "b", "c")
+    assert "head" not in imagepiece_jax.load(path, num_classes=0).variables["params"]
+    same_classes = imagepiece_jax.load(path, num_classes=tiny_vit.CLASSES)
+    assert same_classes.class_names == tuple(NAMES)
+    assert same(same_classes.variables, variables)

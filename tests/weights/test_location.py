@@ -13,7 +13,7 @@ from imagepiece_jax.weights import location
 from imagepiece_jax.weights.location import FOLDER_KIND, RUN_KIND, locate_weights
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
-from tests.weights.test_load_published import HF, STD, TIMM, same
+from tests.weights.test_load import HF, MODEL, STD, TIMM, same
 
 RUN_FIELDS = {"image_size": 16, "num_classes": 2, "model": {}, "reduction": "none"}
 
@@ -69,7 +69,7 @@ OLDER = "b" * 40
 
 @pytest.fixture(scope="module")
 def variables():
-    return tiny_vit.variables(tiny_vit.model(depth=1))
+    return tiny_vit.variables(MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tests.helpers import named_models, tiny_vit
 from tests.helpers.made_up_recoveries import recovered
 from tests.helpers.refused_calls import refused, warns_untrained
 from tests.training.cluster.test_checkpoint import full_disk
-from tests.weights.test_load_published import same
+from tests.weights.test_load import same
 
 SIZE = {"image_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
 SQUASHED = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
