@@ -38,27 +38,21 @@ def apply_result(
     if mask is not None:  # a slot with a live token is live
         is_member = merging.is_in_slot(result.slot_of_token, result.n_out)
         mask = jnp.max(jnp.where(is_member, mask[:, None, :], 0), axis=-1)
+    coordinates = state.coordinates
+    if coordinates is not None:  # a slot's is the mean over its patches
+        image_size = state.image_rows(state.size)
+        axes = coordinates[..., 0], coordinates[..., 1]
+        sums = [result.sum_slots(image_size * axis) for axis in axes]
+        coordinates = jnp.stack(sums, axis=-1) / result.sum_slots(image_size)[..., None]
     return TokenState(
         x=x,
         size=size,
         mask=mask,
-        coordinates=mean_coordinates(state, result),
+        coordinates=coordinates,
         attn_size=attn_size,
         num_prefix=state.num_prefix,
         patches=state.patches,
     )
-
-
-def mean_coordinates(
-    state: TokenState, result: Assignment
-) -> Float[Array, "batch slots 2"] | None:
-    """Average patch coordinates per slot; None without coordinates."""
-    if state.coordinates is None:
-        return None
-    size = state.image_rows(state.size)
-    rows, columns = state.coordinates[..., 0], state.coordinates[..., 1]
-    sums = [result.sum_slots(size * axis) for axis in (rows, columns)]
-    return jnp.stack(sums, axis=-1) / result.sum_slots(size)[..., None]
 
 
 def _apply_mixing(state, result):

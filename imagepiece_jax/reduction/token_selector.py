@@ -3,8 +3,6 @@
 Training removes no tokens: attention reads a mask drawn from the scores.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -94,20 +92,6 @@ def draw_mask(
     # The gradient is the gradient of a softmax with temperature 1.
     keep = straight_through(is_kept, jax.nn.softmax(noisy_scores)[..., 0])
     return keep if mask is None else keep * mask
-
-
-def ratio_loss(
-    shares: Sequence[Float[Array, "..."]], targets: Sequence[float]
-) -> Float[Array, ""]:
-    """Mean squared distance between live token shares and targets; 0 without steps.
-
-    shares: one array of any shape per step
-    targets: one number per step
-    """
-    errors = []
-    for share, target in zip(shares, targets, strict=True):
-        errors.append(jnp.mean((share - target) ** 2))
-    return sum(errors, jnp.float32(0)) / max(1, len(errors))
 
 
 def kl_divergence(
