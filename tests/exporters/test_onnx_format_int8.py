@@ -28,7 +28,6 @@ def test_products_with_weights_are_int8_and_others_stay(tmp_path, monkeypatch, l
     file = imagepiece_jax.export(
         vit, tmp_path / "m.onnx", dtype="int8", images=pixels[4:], batch_size=4
     )
-    assert {*tmp_path.iterdir()} >= {file, tmp_path / "m.onnx.json"}
     graph = onnx.load(file).graph
     weights = [tensor for tensor in graph.initializer if len(tensor.dims) > 1]
     weights = [w for w in weights if w.data_type == onnx.TensorProto.INT8]
