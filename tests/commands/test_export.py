@@ -62,15 +62,6 @@ def test_only_an_earlier_export_is_replaced(weights, tmp_path, name, text):
     assert [file.read_text() for file in tmp_path.iterdir()] == [text]
 
 
-def test_a_folder_may_have_a_dot_in_its_name(weights, tmp_path):
-    pytest.importorskip("onnx")
-    folder = tmp_path / "v1.0"
-    folder.mkdir()
-    call(export.main, weights, folder).ok()
-    assert {file.name for file in folder.iterdir()} == {"model.onnx", "model.onnx.json"}
-    assert "v2.0" in sentence(call(export.main, weights, tmp_path / "v2.0"))
-
-
 @pytest.mark.parametrize("fields", [{}, {"pixels": True, "batch_size": 7}])
 def test_a_file_is_evaluated_like_its_model(tmp_path, fields):
     pytest.importorskip("onnxruntime")
@@ -121,26 +112,19 @@ def test_arguments_of_weights_are_refused_for_a_file(exported, main, words, mess
     assert message in sentence(call(main, exported, *words))
 
 
-@pytest.mark.parametrize("removed", ["input", "preprocessing", "model", "digest"])
-def test_a_damaged_description_is_refused(exported, tmp_path, removed):
+@pytest.mark.parametrize(
+    "text, removed",
+    [
+        *((None, None), ("[1]", None), ('{"model": {"depth": 3}}', None)),
+        *((None, "input"), (None, "preprocessing"), (None, "model"), (None, "digest")),
+    ],
+)
+def test_a_missing_or_damaged_description_is_refused(exported, tmp_path, text, removed):
     file = shutil.copy(exported, tmp_path / "m.onnx")
-    facts = json.loads(exported.with_name("m.onnx.json").read_text())
-    del facts[removed]
-    (tmp_path / "m.onnx.json").write_text(json.dumps(facts))
-    assert "m.onnx.json" in sentence(call(evaluate.main, file, "digits"))
-
-
-@pytest.mark.parametrize("text", [None, "", "[1]", '{"model": {"depth": 3}}'])
-def test_a_file_without_its_description_is_refused(exported, tmp_path, text):
-    file = shutil.copy(exported, tmp_path / "m.onnx")
+    if removed:
+        facts = json.loads(exported.with_name("m.onnx.json").read_text())
+        del facts[removed]
+        text = json.dumps(facts)
     if text is not None:
         (tmp_path / "m.onnx.json").write_text(text)
-    for main, words in ((evaluate.main, ["digits"]), (benchmark.main, [])):
-        assert "m.onnx.json" in sentence(call(main, file, *words))
-
-
-def test_a_file_is_not_loaded(tmp_path):
-    file = tmp_path / "half.onnx"
-    file.touch()
-    with refused("half.onnx ends in none of"):
-        imagepiece_jax.load(file)
+    assert "m.onnx.json" in sentence(call(evaluate.main, file, "digits"))

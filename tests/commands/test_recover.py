@@ -7,9 +7,8 @@ from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import recover
-from imagepiece_jax.common.files import LOCK_NAME, locked_folder
 from tests.helpers import tiny_vit
-from tests.helpers.run_command import call, sentence, start
+from tests.helpers.run_command import call, start
 
 REDUCTION = "--reduction=evit:keep_rate=.5:blocks=(1,)"
 
@@ -89,17 +88,3 @@ def test_a_signal_saves_the_best_or_nothing(
         assert variant.stopped
         assert variant.steps == 34
         assert f"saved in {tmp_path / 'out'}" in ended.out
-
-
-def test_two_processes_do_not_recover_into_one_folder(words, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    with locked_folder("out", out), monkeypatch.context() as patch:
-        patch.setattr(imagepiece_jax, "load", None)
-        message = sentence(call(recover.main, *words))
-        assert f"{out} is in use by another process" in message
-    assert not out.exists()
-    out.mkdir()
-    (out / LOCK_NAME).touch()  # left by a killed process
-    call(recover.main, *words).ok()
-    assert not (out / LOCK_NAME).exists()
-    imagepiece_jax.load(out)

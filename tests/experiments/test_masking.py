@@ -1,15 +1,8 @@
-from unittest import mock
-
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import masking
 from experiments.masking import SIDE, draw_corners, hide_squares
-from experiments.models import OffTheShelf
-from experiments.paper import Answers, Study
-from experiments.paper_tables import DENSE
 from experiments.published import MASKS
-from imagepiece_jax.data.preprocessing import Preprocessing
 
 INDEX = np.array([[3, 0, 7]])
 
@@ -42,51 +35,3 @@ def test_covers_equal_slow_loops():
             is_covered[image, row : row + SIDE, column : column + SIDE] = True
     assert (hidden[~is_covered] == images[~is_covered]).all()
     assert not hidden[is_covered].any()
-
-
-class Twenty:
-    """A set of twenty images."""
-
-    preprocessing = Preprocessing(224)
-    text = "twenty of a made up set"
-    facts = {}
-
-    def __len__(self):
-        return 20
-
-    def read_batches(self):
-        image = np.zeros((1, 3, 224, 224, 3), np.uint8)
-        return [{"image": image, "index": INDEX}]
-
-
-class Fading(Study):
-    """Evaluations that are right for images 0 .. 17 - masks / 5."""
-
-    def evaluate(self, vit, reduction, images=None):
-        count = 0
-        if images is not None:
-            (batch,) = images.read_batches()
-            masks = str(images.facts), batch["corners"].tobytes()
-            self.programs.setdefault(reduction.partition(":")[0], []).append(masks)
-            count = images.facts["masks"]
-        return Answers({}, np.arange(20) < 18 - count // 5)
-
-
-def test_all_methods_get_the_same_masks(tmp_path):
-    weights = mock.Mock(**{"model.config.stem": "patch"})
-    weights.with_reduction = lambda reduction, seed: mock.Mock(
-        untrained_kinds=["selectors"] * reduction.startswith("dynamicvit")
-    )
-    study = Fading(models=OffTheShelf(weights), images=Twenty(), out=tmp_path)
-    masking.write_masking_page(study)
-    masks_by_method = study.programs
-    dense = masks_by_method.pop(DENSE.reduction)
-    assert len(dense) == 18
-    assert set(masks_by_method) == {"evit", "tome", "imagepiece"}
-    assert all(masks == dense for masks in masks_by_method.values())
-    page = (tmp_path / "masking.md").read_text()
-    line = next(x for x in page.splitlines() if x.startswith("| DeiT | acc1, % (meas"))
-    cells = line.split(" | ")
-    assert cells[2].startswith("90.0 [")
-    masked = np.mean([18 - count // 5 for count in MASKS]) / 20  # without 0 masks
-    assert cells[-1].startswith(f"{100 * masked:.1f} [")

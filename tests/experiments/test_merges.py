@@ -1,5 +1,6 @@
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,14 +14,6 @@ from tests.helpers.reduction_steps import vectors
 from tests.helpers.rounding import assert_close
 
 
-def inputs_at_angles(degrees, attention):
-    """Tokens whose keys are unit vectors at these angles. One image."""
-    metric = vectors(degrees)
-    scores = np.asarray([attention], np.float32)
-    size = np.ones_like(scores)
-    return ReducerInputs(x=metric, size=size, metric=metric, cls_attn=scores)
-
-
 def random_inputs(n=19, batch=3, seed=0):
     """Tokens of noise."""
     rng = np.random.default_rng(seed)
@@ -32,75 +25,42 @@ def random_inputs(n=19, batch=3, seed=0):
     )
 
 
-PERCENTS = (15, 70)
-
-
-def measure_merges(reducer, counts, tokens):
-    """A matching and all of its measures, in one program."""
+def match(reducer, counts, tokens):
+    """A matching's result, and its pairs."""
     result = reducer(tokens, counts)
-    pairs = merges.merged_pairs(tokens, result, reducer, counts)
-    members = {
-        x: merges.mark_merged_tokens(pairs, counts.n_in, x) for x in (False, True)
-    }
-    return {
-        "slot_of_token": result.slot_of_token,
-        "pairs": pairs,
-        "similarity": merges.pair_similarity(tokens, pairs),
-        "distance": merges.pair_distance(pairs, 4),
-        "slots": merges.merged_slots(result),
-        "members": members,
-        "attended": {
-            (both, percent): merges.percent_attended(
-                members[both], tokens.cls_attn, percent
-            )
-            for both, percent in itertools.product(members, PERCENTS)
-        },
-    }
+    return result, merges.merged_pairs(tokens, result, reducer, counts)
 
 
-run = tiny_vit.compiled(measure_merges, static_argnums=(0, 1))
+run = tiny_vit.compiled(match, static_argnums=(0, 1))
 
 
 # Ten tokens, six candidates in the order 6 1 5 7 3 8, split into A = 6 5 3, B = 1 7 8.
-TEN = inputs_at_angles(
-    [5, 30, 80, 33, 60, 70, 20, 75, 28, 0],
-    [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18],
-)
-TEN_COUNTS = StepCounts(n_in=10, n_out=7, candidates=6)
-
-
-@pytest.fixture(scope="module")
-def retokenized():
-    return run(Retokenize(), TEN_COUNTS, TEN)
-
-
-def list_pairs(pairs):
-    """Pairs of the first image as a set of tuples."""
-    left, partner = (np.asarray(tokens[0]).tolist() for tokens in pairs)
-    return set(zip(left, partner, strict=True))
+DEGREES = [5, 30, 80, 33, 60, 70, 20, 75, 28, 0]
+ATTENTION = [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18]
+COUNTS = StepCounts(n_in=10, n_out=7, candidates=6)
 
 
 def cosine(degrees):
     return np.cos(np.deg2rad(degrees))
 
 
-def test_pairs_of_retokenize_by_hand(retokenized):
-    assert list_pairs(retokenized["pairs"]) == {(6, 8), (5, 7), (3, 1)}
-    expected = np.mean([cosine(8), cosine(5), cosine(3)])
-    assert_close(retokenized["similarity"], [expected])
-
-
-def test_all_pairs_of_candidates_by_hand():
-    degrees = {6: 20, 5: 70, 3: 33, 1: 30, 7: 75, 8: 28}
-    places = itertools.product((6, 5, 3), (1, 7, 8))
-    pairs = [cosine(degrees[a] - degrees[b]) for a, b in places]
-    similarity = tiny_vit.compiled(merges.candidate_similarity, static_argnums=1)
-    assert_close(similarity(TEN, TEN_COUNTS), [np.mean(pairs)])
-
-
-def test_distance_of_pairs_by_hand(retokenized):
+def test_pairs_by_hand():
     """On rows of four: 6 (1,2) to 8 (2,0), 5 (1,1) to 7 (1,3), 3 (0,3) to 1 (0,1)."""
-    assert_close(retokenized["distance"], [(np.sqrt(5) + 2 + 2) / 3], units=4)
+    metric = jnp.asarray(vectors(DEGREES))
+    size = jnp.ones((1, 10))
+    attention = jnp.asarray([ATTENTION])
+    tokens = ReducerInputs(x=metric, size=size, metric=metric, cls_attn=attention)
+    _, pairs = run(Retokenize(), COUNTS, tokens)
+    left, partner = (np.asarray(side[0]).tolist() for side in pairs)
+    assert {*zip(left, partner, strict=True)} == {(6, 8), (5, 7), (3, 1)}
+    expected = np.mean([cosine(8), cosine(5), cosine(3)])
+    assert_close(merges.pair_similarity(tokens, pairs), [expected])
+    distance = merges.pair_distance(pairs, 4)
+    assert_close(distance, [(np.sqrt(5) + 2 + 2) / 3], units=4)
+    places = itertools.product((6, 5, 3), (1, 7, 8))
+    cosines = [cosine(DEGREES[a] - DEGREES[b]) for a, b in places]
+    similarity = merges.candidate_similarity(tokens, COUNTS)
+    assert_close(similarity, [np.mean(cosines)])
 
 
 @pytest.mark.parametrize(
@@ -112,19 +72,18 @@ def test_distance_of_pairs_by_hand(retokenized):
 )
 def test_pairs_agree_with_slots(reducer, counts):
     """A pair's tokens share a slot, and the right number of tokens left."""
-    merged = run(reducer, counts, random_inputs())
-    (left, partner) = merged["pairs"]
-    members = merged["members"]
-    dest = merged["slot_of_token"]
-    slots = merged["slots"]
-    for image in range(3):
-        assert (dest[image][left[image]] == dest[image][partner[image]]).all()
-        assert len({*left[image], *partner[image]}) > len(set(left[image]))
-        assert len(set(left[image])) == counts.n_in - counts.n_out
-        filled = np.bincount(dest[image], minlength=counts.n_out)
+    result, pairs = run(reducer, counts, random_inputs())
+    slots = merges.merged_slots(result)
+    leaving, members = (merges.mark_merged_tokens(pairs, 19, x) for x in (False, True))
+    for image, dest in enumerate(np.asarray(result.slot_of_token)):
+        left, partner = (np.asarray(side[image]) for side in pairs)
+        assert (dest[left] == dest[partner]).all()
+        assert len({*left, *partner}) > len({*left})
+        assert len({*left}) == counts.n_in - counts.n_out
+        filled = np.bincount(dest, minlength=counts.n_out)
         assert slots[image].tolist() == (filled > 1).tolist()
-        assert members[True][image].tolist() == (filled[dest[image]] > 1).tolist()
-        assert np.flatnonzero(members[False][image]).tolist() == sorted(left[image])
+        assert members[image].tolist() == (filled[dest] > 1).tolist()
+        assert np.flatnonzero(leaving[image]).tolist() == sorted(left)
 
 
 def slow_overlap(members, attention, percent):
@@ -138,8 +97,10 @@ def slow_overlap(members, attention, percent):
 
 def test_overlap_equals_sorted_lists():
     tokens = random_inputs(seed=2)
-    merged = run(Bipartite(), StepCounts(n_in=19, n_out=13), tokens)
-    for both, percent in itertools.product((False, True), PERCENTS):
-        pairs = zip(merged["members"][both], tokens.cls_attn, strict=True)
-        expected = [slow_overlap(*pair, percent) for pair in pairs]
-        assert_close(merged["attended"][both, percent], np.asarray(expected))
+    _, pairs = run(Bipartite(), StepCounts(n_in=19, n_out=13), tokens)
+    for both, percent in itertools.product((False, True), (15, 70)):
+        members = np.asarray(merges.mark_merged_tokens(pairs, 19, both))
+        attended = merges.percent_attended(members, tokens.cls_attn, percent)
+        rows = zip(members, tokens.cls_attn, strict=True)
+        expected = [slow_overlap(*row, percent) for row in rows]
+        assert_close(attended, np.asarray(expected))

@@ -1,14 +1,17 @@
 """Pages of a study whose accuracy follows from MACs."""
 
+import types
+
 import numpy as np
 import pytest
 
-from experiments import controls, hyperspeed, paper_tables, published
+from experiments import controls, hyperspeed, masking, paper_tables, published
 from experiments.models import OffTheShelf
 from experiments.paper import Answers, Study
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.evaluation.result_cache import describe_plan
 from imagepiece_jax.models.cost import model_macs
+from imagepiece_jax.models.pretrained import Pretrained
 from tests.helpers import tiny_vit
 
 IMAGES = 1000
@@ -19,20 +22,34 @@ class Photographs:
 
     text = f"{IMAGES} images of a set"
     preprocessing = Preprocessing(224)
+    facts = {}
 
     def __len__(self):
         return IMAGES
 
+    def read_batches(self):
+        """Three of the images."""
+        image = np.zeros((1, 3, 224, 224, 3), np.uint8)
+        return [{"image": image, "index": np.array([[3, 0, 7]])}]
+
 
 class Monotone(Study):
-    """A study of DeiT-Ti that is right on IMAGES * (GMACs / 1.3) ** 0.25 images."""
+    """A study of DeiT-Ti that is right on IMAGES * (GMACs / 1.3) ** 0.25 images.
+
+    A square hides four of them. `programs` has the squares by method.
+    """
 
     def evaluate(self, vit, reduction, images=None):
         figures = describe_plan(vit.reduced_model(reduction)) | {
             "untrained_selectors": False
         }
-        share = (figures["gmacs"] / 1.3) ** 0.25
-        return Answers(figures, np.arange(IMAGES) < round(IMAGES * share))
+        right = round(IMAGES * (figures["gmacs"] / 1.3) ** 0.25)
+        if images is not None:
+            (batch,) = images.read_batches()
+            squares = str(images.facts), batch["corners"].tobytes()
+            self.programs.setdefault(reduction.partition(":")[0], []).append(squares)
+            right -= 4 * images.facts["masks"]
+        return Answers(figures, np.arange(IMAGES) < right)
 
 
 @pytest.fixture
@@ -101,6 +118,28 @@ def test_hyperspeed_compares_curves_where_all_have_points(study):
     dense = published.ACCURACY_SPEED["deit_s"]["DeiT"][0]
     drop = published.HYPERSPEED["drop"]["ToMe"]
     assert cells["ToMe"][-1].startswith(f"{dense - drop:.2f}")
+
+
+def with_fresh_selectors(vit, reduction, seed):
+    kinds = ["selectors"] if reduction.startswith("dynamicvit") else []
+    return types.SimpleNamespace(untrained_kinds=kinds)
+
+
+def test_all_methods_get_the_same_squares(study, monkeypatch):
+    # Drawing selectors for DeiT-Ti takes seconds.
+    monkeypatch.setattr(Pretrained, "with_reduction", with_fresh_selectors)
+    masking.write_masking_page(study)
+    squares = study.programs
+    assert len(squares["none"]) == 3 * len(published.MASKS)
+    assert squares.keys() == {"none", "evit", "tome", "imagepiece"}
+    assert all(of_method == squares["none"] for of_method in squares.values())
+    accuracy = study.evaluate(study.pretrained, "none").right.mean()
+    page = (study.out / "masking.md").read_text()
+    line = next(x for x in page.splitlines() if x.startswith("| DeiT | acc1, % (meas"))
+    cells = line.split(" | ")
+    assert cells[2].startswith(f"{100 * accuracy:.1f} [")
+    masked = accuracy - 4 * np.mean(published.MASKS) / IMAGES
+    assert cells[-1].startswith(f"{100 * masked:.1f} [")
 
 
 def test_mean_height_equals_many_points():

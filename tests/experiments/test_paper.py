@@ -16,21 +16,6 @@ def words(tmp_path_factory):
     return ["--data", "digits", "--weights", folder, *few]
 
 
-DIGITS = "--data=digits"
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["table1", DIGITS], "weights"),
-        (["table4", DIGITS, "--weights=x"], "NAME"),
-    ],
-)
-def test_mistakes_are_named(tmp_path, words, message):
-    ended = call(paper.main, *words, "--out", tmp_path / "out")
-    assert ended.status == 2 and message in ended.err
-
-
 @pytest.mark.slow
 def test_all_names_left_out_tables_and_measures_once(tmp_path, words):
     """A model of four blocks lacks EViT's default blocks; overlap has no such row."""

@@ -9,8 +9,7 @@ from imagepiece_jax.common.files import read_json_lines
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluation.result_cache import POINTS_FILE_NAME
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
-from tests.helpers import tiny_paper, tiny_vit
-from tests.helpers.oracles import log_softmax
+from tests.helpers import tiny_paper
 
 TOME = "tome:r=4"
 
@@ -24,27 +23,6 @@ def pretrained(tmp_path_factory):
 def study(tmp_path_factory, pretrained):
     with tiny_paper.study(tmp_path_factory.mktemp("out"), pretrained) as study:
         yield study
-
-
-def test_figures_equal_plain_numpy(study, pretrained):
-    answers = study.evaluate(pretrained, None)
-    model = pretrained.model
-    variables = pretrained.variables
-    batches = list(study.images.read_batches())
-    pixels = np.concatenate([batch["image"][0] for batch in batches])
-    label = np.concatenate([batch["label"][0] for batch in batches])
-    logits = tiny_vit.logits(model)(
-        variables, normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
-    )
-    order = np.argsort(-logits, axis=1, kind="stable")
-    right = order[:, 0] == label
-    losses = -log_softmax(logits)[np.arange(24), label]
-    assert answers["images"] == 24
-    assert answers.right.tolist() == right.tolist()
-    assert answers["acc1"] == pytest.approx(100 * right.mean())
-    is_among_five = (order[:, :5] == label[:, None]).any(axis=1)
-    assert answers["acc5"] == pytest.approx(100 * is_among_five.mean())
-    assert answers["loss"] == pytest.approx(losses.mean(), rel=1e-5)
 
 
 def test_a_line_has_the_whole_setting(study, pretrained):

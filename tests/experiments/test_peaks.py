@@ -39,11 +39,6 @@ def test_judging_photographs_chose_nothing():
     assert odd.tolist() == list(range(601, 1000, 2))
 
 
-def test_every_cell_has_its_own_name():
-    names = [cell.name for cell in peaks.list_cells()]
-    assert len(names) == len(set(names))
-
-
 def test_the_default_control_equals_the_method(inputs):
     control = decide(inputs)
     method = KeepPeaks(score="class_and_mean")(inputs, COUNTS)
