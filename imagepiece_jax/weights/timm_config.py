@@ -90,8 +90,7 @@ def parse_timm(config_fields: JsonFields) -> dict[str, Any]:
         vit_fields["num_classes"] = num_classes
     config = registry.build_config(name, **{"num_classes": 0, **vit_fields})
     if tag:
-        facts = (config, num_classes, arguments)
-        config = _prefer_public_config(f"{name}.{tag}", *facts)
+        config = _prefer_public_config(f"{name}.{tag}", config, num_classes, arguments)
     if tag in SWIGLU_TAGS:
         config = config.with_arch(mlp="swiglu")
     config = apply_model_args(config, arguments)

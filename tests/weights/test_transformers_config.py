@@ -35,13 +35,6 @@ SO400M |= {"num_hidden_layers": 27, "patch_size": 14, "image_size": 384}
     "name, file, processor, parts, images",
     [
         (
-            "vit_base_patch16_224.orig_in21k",
-            VIT_CONFIG,
-            SQUARE_IMAGES,
-            {"resize": "bicubic", "norm_eps": 1e-12},
-            SQUASH | LINEAR,
-        ),
-        (
             "vit_small_patch14_dinov2.lvd142m",
             {"model_type": "dinov2", "image_size": 518, **SMALL},
             {"size": {"shortest_edge": 256}}
