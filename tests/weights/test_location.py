@@ -10,27 +10,15 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.weights import location
-from imagepiece_jax.weights.location import FOLDER_KIND, RUN_KIND, locate_weights
+from imagepiece_jax.weights.location import locate_weights
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.weights.test_load import HF, MODEL, STD, TIMM, same
-
-RUN_FIELDS = {"image_size": 16, "num_classes": 2, "model": {}, "reduction": "none"}
 
 
 def write_json(folder, name, content):
     (folder / name).write_text(json.dumps(content))
     return folder
-
-
-@pytest.mark.parametrize("config, kind", [(TIMM, FOLDER_KIND), (RUN_FIELDS, RUN_KIND)])
-def test_a_folders_kind_follows_from_its_config(tmp_path, config, kind):
-    folder = write_json(tmp_path, "config.json", config)
-    located = locate_weights(folder)
-    origin = located.origin
-    assert (origin.kind, origin.name) == (kind, folder.name)
-    assert origin.checkpoint == ("best" if kind == RUN_KIND else None)
-    assert located.config_file == folder / "config.json"
 
 
 def test_a_folder_without_a_config_has_one_weights_file(tmp_path):
