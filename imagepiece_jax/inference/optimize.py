@@ -136,15 +136,6 @@ def _fit_images(images, batch_size, dtype, config):
     return images.astype(dtype)
 
 
-def find_device(device: jax.Device | str | None) -> jax.Device:
-    """Find the jax.Device for a device or a platform name; None: the first device."""
-    if device is None:
-        return jax.local_devices()[0]
-    if isinstance(device, jax.Device):
-        return device
-    return jax.local_devices(backend=device)[0]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgramOptions:
     """How a model is compiled.
@@ -199,7 +190,9 @@ def make_program_compiler(
     All Programs share the weights, which are copied to the device once.
     """
     check_gelu(vit.model, options.gelu)
-    device = find_device(options.device)
+    device = options.device
+    if not isinstance(device, jax.Device):
+        device, *_ = jax.local_devices(backend=device)  # of a platform; None: any
     dtype = xla_options.fast_dtype(device)
     if options.dtype is not None:
         dtype = xla_options.checked_dtype(options.dtype)

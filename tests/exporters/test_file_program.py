@@ -1,5 +1,4 @@
 import contextlib
-import dataclasses
 import os
 
 import numpy as np
@@ -42,11 +41,7 @@ def test_a_kill_leaves_no_graph_with_other_json(tmp_path, monkeypatch, ending, s
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr(onnx_format, "MAX_PROTOBUF_BYTES", size)
     old = tiny_vit.pretrained(depth=1)
-    config = dataclasses.replace(old.config, mean=(0.0,) * 3, std=(1.0,) * 3)
-    model = old.model.clone(config=config)
-    new = dataclasses.replace(
-        old, model=model, dense_variables=tiny_vit.variables(model, 1)
-    )
+    new = old.with_variables(tiny_vit.variables(old.model, 1))
     file = imagepiece_jax.export(old, tmp_path / "m.onnx")
     np.testing.assert_allclose(open_program(file)(PIXELS), jax_logits(old), atol=1e-3)
     with killed_before(monkeypatch, tmp_path / f"m.onnx{ending}"):

@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 
 from imagepiece_jax import kernels
-from imagepiece_jax.kernels import attention, merging
 from imagepiece_jax.kernels.ranking import (
     find_first_largest,
     gather_rows,
@@ -13,8 +12,7 @@ from imagepiece_jax.kernels.ranking import (
     pick_by_rank,
     rank_tokens,
 )
-from tests.helpers.onnx_runs import function_outputs, random_outputs
-from tests.reduction.test_moves import random_move
+from tests.helpers.onnx_runs import random_outputs
 
 NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
 
@@ -52,42 +50,3 @@ def test_tokens_are_picked_like_in_jax(fn):
         expected, *results = random_outputs(fn, (2, 6))
     for result in results:
         np.testing.assert_array_equal(result, expected)
-
-
-@pytest.mark.parametrize(
-    "n_out, drop, options, fields",
-    [
-        (4, 0, {}, {}),
-        (4, 0, {"prefix": 0, "weighted": True}, {}),
-        (4, 0, {"prefix": 2}, {"by_size": False}),
-        (4, 0, {"weighted": True, "mean": False}, {}),
-        (4, 0, {}, {"weight": np.ones((3, 7), bool)}),  # a mean over tokens
-        (4, 1, {"prefix": 2}, {"merges": False}),
-        (7, 0, {"weighted": True}, {}),
-    ],
-)
-def test_tokens_and_values_merge_like_in_jax(n_out, drop, options, fields):
-    """Three images agree with JAX, whose oracle is in tests/reduction."""
-    state, result = random_move(7, n_out, drop=drop, **options)
-    result = result.replace(**fields)
-    rng = np.random.default_rng(1)
-    tokens = state.x.shape[1]
-    weights = rng.uniform(size=(3, 2, tokens, tokens)).astype(np.float32)
-    slots = state.num_prefix + n_out
-    value = rng.normal(size=(3, slots, 2, 4)).astype(np.float32)
-    parts = (state.x, state.size[..., None], weights.reshape(3, tokens, -1))
-
-    def merge(x):
-        x, size, weights = jnp.split(x, [4, 5], 2)
-        size = size[..., 0]
-        rows, sizes, _ = merging.merge_tokens(x, size, None, result)
-        weights = weights.reshape(3, 2, tokens, tokens)
-        out = attention.attend_merged(weights, value, result, size)
-        first = attention.attend_merged(weights[:, :, :1], value, result, size)
-        parts = (rows, sizes, out, first)
-        return jnp.concatenate([part.reshape(3, -1) for part in parts], axis=1)
-
-    with kernels.reference_forms():
-        expected, *results = function_outputs(merge, np.concatenate(parts, axis=2))
-    for merged in results:
-        np.testing.assert_allclose(merged, expected, rtol=1e-5, atol=1e-5)
