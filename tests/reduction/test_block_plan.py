@@ -2,8 +2,6 @@ import pytest
 
 from imagepiece_jax.reduction import block_plan
 from imagepiece_jax.reduction.block_plan import (
-    KeepAtLeastHalf,
-    KeepInitialShare,
     KeepShare,
     MergeCandidates,
     RemoveCount,
@@ -40,28 +38,6 @@ def test_merge_counts_are_exact(merge_ratio, candidate_ratio):
         candidates, merges = oracles.merge_counts(n, merge_ratio, candidate_ratio)
         assert rule.n_out(n, n, 1) == (n - merges if merges else None)
         assert rule.count_candidates(n) == candidates
-
-
-@pytest.mark.parametrize(
-    "rule, n, expected",
-    [
-        (RemoveCount(13), 196, 183),
-        (RemoveCount(13), 7, 4),  # one of two sides
-        (RemoveCount(0), 7, None),
-        (KeepAtLeastHalf(0.8), 196, 157),
-        (KeepAtLeastHalf(0.4), 7, 4),
-        (KeepAtLeastHalf(1.0), 7, None),
-        (block_plan.KeepFixed(16), 7, 16),
-        # SPViT's second step on 196 patches, with one package a step.
-        (KeepInitialShare(0.369), 122, 72),
-        (KeepInitialShare(0.369, packages=True), 122, 74),
-        (KeepInitialShare(0.0), 122, 1),
-        (KeepInitialShare(0.7), 137, None),  # as many as there are
-        (KeepInitialShare(0.7), 100, None),  # more than there are
-    ],
-)
-def test_published_and_hand_computed_counts(rule, n, expected):
-    assert rule.n_out(n, 196, stage=2) == expected
 
 
 def step(rule, block=0, **fields):

@@ -95,6 +95,7 @@ def expand_counts(text):
         # A step without a change leaves no package.
         ("spvit:keep_rates=(1.,.5,.5)", "pre", "6*197 6*100"),
         ("tome:r=1000", "mid", "99 50 26 14 8 5 3 5*2"),
+        ("pitome:keep_rate=0.0", "mid", "99 50 26 14 8 5 3 5*2"),
     ],
 )
 def test_tokens_by_hand(text, site, tokens):
