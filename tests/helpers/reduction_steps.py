@@ -30,9 +30,9 @@ def shortest_plan(plan):
     return plan
 
 
-def random_variables(reducer, inputs, counts, seed=0):
+def random_variables(reducer, inputs, counts):
     init = functools.partial(reducer.init, counts=counts)
-    return tiny_vit.fill(jax.eval_shape(init, jax.random.key(0), inputs), seed)
+    return tiny_vit.fill(jax.eval_shape(init, jax.random.key(0), inputs))
 
 
 def apply_learned(reducer, variables, inputs, counts):

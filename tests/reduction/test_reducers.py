@@ -118,7 +118,6 @@ def test_decisions_equal_the_oracle(n):
     for (reducer, counts), result in zip(cases, results, strict=True):
         assert result.n_out == counts.n_out
         assert result.slot_of_token.dtype == jnp.int32
-        assert fills_every_slot(np.asarray(result.slot_of_token), counts.n_out)
         for image, slots in enumerate(np.asarray(result.slot_of_token)):
             expected = slow_slots(reducer, counts, scores[image], similarity[image])
             np.testing.assert_array_equal(slots, expected, err_msg=f"{reducer} {image}")
