@@ -10,36 +10,31 @@ import safetensors.numpy
 import imagepiece_jax
 from imagepiece_jax.models import timm_tensors
 from imagepiece_jax.weights import location
-from imagepiece_jax.weights.location import locate_weights
 from tests.helpers import tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.weights.test_load import HF, MODEL, STD, TIMM, same
 
 
-def write_json(folder, name, content):
-    (folder / name).write_text(json.dumps(content))
-    return folder
-
-
 def test_a_folder_without_a_config_has_one_weights_file(tmp_path):
     (tmp_path / "recovered.safetensors").touch()
     with refused(tmp_path, "no model.safetensors"):
-        locate_weights(tmp_path)
+        location.locate_weights(tmp_path)
     (tmp_path / "b.pth").touch()
-    assert locate_weights(tmp_path).find_weights() == tmp_path / "b.pth"
+    assert location.locate_weights(tmp_path).find_weights() == tmp_path / "b.pth"
     (tmp_path / "a.npz").touch()
     with refused(f"folder {tmp_path} has a.npz, b.pth, not one"):
-        locate_weights(tmp_path)
+        location.locate_weights(tmp_path)
 
 
 def test_open_clips_files_count_without_other_weights(tmp_path):
-    folder = write_json(tmp_path, "open_clip_config.json", {"model_cfg": {}})
-    (folder / "open_clip_model.safetensors").touch()
-    assert locate_weights(folder).config_file.name == "open_clip_config.json"
-    write_json(folder, "config.json", {"architectures": ["CLIPModel"]})
-    assert locate_weights(folder).config_file.name == "open_clip_config.json"
-    (folder / "model.safetensors").touch()
-    assert locate_weights(folder).config_file.name == "config.json"
+    open_clip_file = tmp_path / "open_clip_config.json"
+    open_clip_file.write_text("{}")
+    (tmp_path / "open_clip_model.safetensors").touch()
+    assert location.locate_weights(tmp_path).config_file == open_clip_file
+    (tmp_path / "config.json").write_text("{}")
+    assert location.locate_weights(tmp_path).config_file == open_clip_file
+    (tmp_path / "model.safetensors").touch()
+    assert location.locate_weights(tmp_path).config_file == tmp_path / "config.json"
 
 
 @pytest.mark.parametrize("path", ["hf://org/name/file", "hf:/o/n", "w.pth"])
