@@ -26,15 +26,6 @@ def main(model: Model) -> None:
     configs = (vit.config, patch_stem_config)
     dense_models = [build_model(config, execution=vit.execution) for config in configs]
     print(cost.cost_summary(vit, dense_models))
-    if not recovery:
-        return
-    for variant in recovery.variants:
+    for variant in recovery.variants if recovery else ():
         outcome_text = "recovered for" if variant.changed else "no better for"
         print(f"{outcome_text} {variant}")
-    own_variant = recovery.variant_for(vit)
-    if own_variant is None:
-        print("its values are the dense model's")
-    elif own_variant.changed:
-        print(f"its values are the recovered values of {own_variant.name}")
-    else:
-        print("its values are the values before the recovery")

@@ -52,8 +52,8 @@ def test_evenly_spaced_images_have_the_functions_table(weights, tmp_path):
     assert f"written to {out / 'compare.md'}" in ended.out
     setting = read_json_lines(out / POINTS_FILE_NAME)[0]["setting"]
     assert (setting["images"], setting["limit"]) == (30, 30)
-    first_30 = open_source("digits", "val").subset(range(30))  # not evenly spaced
-    assert setting["digest"] != first_30.digest
+    chosen = open_source("digits", "val").evenly_spaced(30)
+    assert setting["digest"] == chosen.digest
     vit = imagepiece_jax.load(weights)
     report = imagepiece_jax.compare(vit, "digits", limit=30, reductions=["tome:r=2"])
     assert str(report) == (out / "compare.md").read_text()

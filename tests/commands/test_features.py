@@ -2,7 +2,6 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.commands import features
@@ -42,18 +41,6 @@ def test_vectors_of_a_folder_with_a_reduction(folder, tmp_path, monkeypatch):
     assert "2 of 3 rows exist" in call(features.main, *words, evit).err
     words[1] = "photos/a.png"
     call(features.main, *words, evit).ok()
-
-
-def test_options_of_load_are_passed_on(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(folder)
-    Image.new("RGB", (80, 60), "red").save(tmp_path / "a.png")
-    words = ["weights", tmp_path / "a.png", "--image-size=40", "--crop=0.5"]
-    words += ["--dtype=bfloat16", f"--out={tmp_path}/v.sqlite"]
-    call(features.main, *words).ok()
-    vit = imagepiece_jax.load("weights", image_size=40, crop=0.5, dtype="bfloat16")
-    expected = imagepiece_jax.features(vit, tmp_path / "a.png").pooled
-    _, vectors = imagepiece_jax.read_features(tmp_path / "v.sqlite")
-    np.testing.assert_allclose(vectors, np.float32(expected), rtol=0.02, atol=0.02)
 
 
 def test_the_pages_search_finds_the_photograph_itself(

@@ -10,10 +10,9 @@ import pytest
 from experiments import controls, merges
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import plan_blocks
-from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece
 from tests.experiments.test_merges import random_inputs
-from tests.helpers import oracles, tiny_vit
+from tests.helpers import oracles
 from tests.helpers.named_models import facts
 from tests.helpers.reduction_steps import decide
 
@@ -88,12 +87,3 @@ def test_all_pairs_of_candidates_are_drawn_equally():
     assert set(num_drawn) == {*itertools.product((0, 2, 4), (1, 3, 5))}
     expected = images * (n - counts.n_out) / 9
     assert all(abs(times / expected - 1) < 0.15 for times in num_drawn.values())
-
-
-def test_registered_controls_are_methods():
-    """By name in a model."""
-    with controls.register_methods(), controls.register_methods():
-        for name, kind in controls.CONTROLS.items():
-            vit = tiny_vit.pretrained(tiny_vit.IMAGEPIECE.replace("imagepiece", name))
-            assert type(vit.reduction.method) is kind
-    assert not {*METHODS} & {*controls.CONTROLS}

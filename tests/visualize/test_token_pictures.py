@@ -96,14 +96,6 @@ def test_a_groups_outline_keeps_one_color():
     assert tuple(redrawn[3, 3]) == tuple(redrawn[8, 0]) == color
 
 
-def test_patches_next_to_each_other_have_different_hues():
-    colors = token_pictures.outline_colors(np.arange(196), (14, 14))
-    for down, right in ((1, 0), (0, 1), (1, 1), (1, -1)):
-        neighbors = np.roll(colors, (-down, -right), axis=(0, 1))
-        inside = np.abs(colors - neighbors)[:-1, 1:-1]  # which have a neighbor there
-        assert inside.max(axis=-1).min() > 50
-
-
 def test_merged_patches_take_their_mean_color():
     """All move by one share, and are nearer to the mean than to their own color."""
     colors = np.zeros((2, 2, 3))
