@@ -1,9 +1,7 @@
 """A run's images, its length in steps, and the batches of both splits."""
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.placement import Placement
@@ -37,10 +35,7 @@ class RunLength:
 
 
 def check_training(
-    run: RunConfig,
-    placement: Placement,
-    train: Source | None = None,
-    found_mistakes: Sequence[str] = (),
+    run: RunConfig, placement: Placement, train: Source | None = None
 ) -> None:
     """Raise InputError for a config that cannot be trained, with a line a mistake."""
     batch_size = run.batch_size
@@ -66,19 +61,15 @@ def check_training(
         (split_mistake, split_mistake),
         (is_odd, "batch_size makes odd micro-batches, but mixup needs pairs"),
     ]
-    mistakes = [*found_mistakes]
-    mistakes += [f"config.{sentence}" for is_true, sentence in table if is_true]
+    mistakes = [f"config.{sentence}" for is_true, sentence in table if is_true]
     if mistakes:
         raise InputError("\n".join(mistakes))
 
 
-def open_images(
-    run: RunConfig, split: str, dry_run: bool = False, mistakes: list | None = None
-) -> Source:
+def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
     """Open the images of a split, "train" or "val".
 
     dry_run: accept ImageNet's published image count in place of its images
-    mistakes: gets the sentence about images with another number of classes
     Raises InputError if they cannot be opened or do not fit the config.
     """
     try:
@@ -86,13 +77,6 @@ def open_images(
     except InputError as error:
         if dry_run and run.data.name == "imagenet2012":
             return CountedSource(split, run.num_classes)
-        if mistakes is not None:
-            with contextlib.suppress(InputError):
-                source = run.data.open_split(split)
-                if source.num_classes != run.num_classes:
-                    flag = f"--config.num_classes={source.num_classes}"
-                    mistakes.append(f"config.data: {error}: {flag}")
-                    return source
         raise InputError(f"config.data: {error}") from error
 
 
@@ -109,9 +93,8 @@ class RunData:
     def __init__(
         self, run: RunConfig, placement: Placement, dry_run: bool = False
     ) -> None:
-        mistakes = []
-        self.train = open_images(run, "train", dry_run, mistakes)
-        check_training(run, placement, self.train, mistakes)
+        self.train = open_images(run, "train", dry_run)
+        check_training(run, placement, self.train)
         train_transform = run.data.train_transform(run.image_size)
         preprocessing = run.vit_config.preprocessing
         self.val = open_images(run, "val", dry_run)

@@ -34,34 +34,25 @@ def distillation_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Weight the two losses: (label loss, {"distill": teacher loss}).
 
-    The teacher loss has `distill.weight`, the label loss the rest.
+    The teacher loss has `distill.weight`, the label loss the rest. Hard: the cross
+    entropy with the teacher's first class. Soft: T^2 KL(teacher || student) of
+    softmax(logits / T).
 
     targets: label probabilities
     """
     # The last head is the distillation token's, if the model has one.
     class_logits, *_ = head_logits = outputs.head_logits or (outputs.logits,)
-    distance = teacher_distance(distill, head_logits[-1], teacher_logits)
-    teacher_loss = distill.weight * jnp.mean(distance)
-    label_loss = jnp.mean(soft_cross_entropy(class_logits, targets))
-    return (1 - distill.weight) * label_loss, {"distill": teacher_loss}
-
-
-def teacher_distance(
-    distill: DistillConfig,
-    logits: Float[Array, "batch classes"],
-    teacher_logits: Float[Array, "batch classes"],
-) -> Float[Array, " batch"]:
-    """Distance from the teacher's logits per image, in float32.
-
-    Hard: the cross entropy with the teacher's first class. Soft: T^2 KL(teacher ||
-    student) of softmax(logits / T).
-    """
+    logits = head_logits[-1]
     teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
     if distill.kind == "hard":
         teacher_class = jnp.argmax(teacher_logits, axis=-1)
         one_hot = jax.nn.one_hot(teacher_class, logits.shape[-1], dtype=jnp.float32)
-        return soft_cross_entropy(logits, one_hot)
-    scale = 1 / distill.temperature
-    student_logits = logits.astype(jnp.float32) * scale
-    kl = kl_divergence(student_logits, teacher_logits * scale)
-    return distill.temperature**2 * kl  # T^2 keeps the gradient's size
+        distance = soft_cross_entropy(logits, one_hot)
+    else:
+        scale = 1 / distill.temperature
+        student_logits = logits.astype(jnp.float32) * scale
+        kl = kl_divergence(student_logits, teacher_logits * scale)
+        distance = distill.temperature**2 * kl  # T^2 keeps the gradient's size
+    teacher_loss = distill.weight * jnp.mean(distance)
+    label_loss = jnp.mean(soft_cross_entropy(class_logits, targets))
+    return (1 - distill.weight) * label_loss, {"distill": teacher_loss}

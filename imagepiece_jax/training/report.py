@@ -1,17 +1,16 @@
 """Texts about a run: an estimate, a dry run's findings, and the result table."""
 
-import time
 from typing import TYPE_CHECKING
 
 import jax
 
-from imagepiece_jax.common import files, parallel
+from imagepiece_jax.common import parallel
 from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
 from imagepiece_jax.models.cost import TRAINING_MAC_FACTOR, cost_summary, model_macs
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.data import RunData
-from imagepiece_jax.training.logging import METRICS_FILE, print_line
+from imagepiece_jax.training.logging import print_line
 
 if TYPE_CHECKING:
     from imagepiece_jax.training.trainer import Run
@@ -58,9 +57,7 @@ def describe_dry_run(run: "Run") -> str:
         f"{num_operations / 1e18:#.3g} EFLOP (1e18 operations, two a MAC)"
     )
     print_line("compiling the training step, which takes minutes on a few CPU cores")
-    start_time = time.perf_counter()
     program = run.compile_step(length.epochs - 1)
-    seconds = time.perf_counter() - start_time
     # One device's copy.
     device_state = parallel.unreplicate(run.state)
     state_megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(device_state)) / 1e6
@@ -68,7 +65,7 @@ def describe_dry_run(run: "Run") -> str:
         f"memory on each of {parallel.device_count()} devices: {state_megabytes:,.0f} "
         f"MB of weights, optimizer and averages, {program.working_bytes / 1e6:,.0f} MB "
         f"of working space in the program for {jax.devices()[0].device_kind}, unlike "
-        f"that for another device (compiled in {seconds:.0f} s)\n"
+        "that for another device\n"
         "dry run: nothing was written"
     )
 
@@ -105,16 +102,12 @@ def describe_model(model: ViT, dense_model: ViT) -> str:
 
 
 def describe_results(run: "Run") -> str:
-    """The result table: accuracy, best step, skipped steps."""
+    """The result table: accuracy and best step."""
     last = run.progress.last or {}
     best = run.progress.best
     accuracy = f"top-1 {last['acc1']:.2f} %, top-5 {last['acc5']:.2f} %"
     accuracy += f" of {last['images']} images"
     if last.get("ema_acc1") is not None:
         accuracy += f"; averaged weights {last['ema_acc1']:.2f} %"
-    rows = [("accuracy", accuracy)]
-    rows.append(("best", f"{best['acc1']:.2f} % at step {best['step']}"))
-    lines = files.read_json_lines(run.setup.workdir / METRICS_FILE)
-    if num_skipped := sum(line.get("skipped", 0) for line in lines):
-        rows.append(("skipped", f"{num_skipped} steps, which were not finite"))
-    return "\n".join(f"{title:12s} {content}" for title, content in rows)
+    best_text = f"{best['acc1']:.2f} % at step {best['step']}"
+    return f"accuracy     {accuracy}\nbest         {best_text}"

@@ -65,11 +65,6 @@ def batch_shapes(run: RunConfig, leading_axes: tuple[int, ...]) -> Batch:
     }
 
 
-def list_step_counts(model: ViT) -> tuple:
-    """StepCounts per block; models with equal counts share a program."""
-    return tuple(layer.counts for layer in model.plan)
-
-
 def init_state(variables: Mapping, optimizer: Optimizer, with_ema: bool) -> TrainState:
     """Make the TrainState before the first training step."""
     params = variables["params"]

@@ -36,7 +36,6 @@ from imagepiece_jax.training.train_step import (
     TrainState,
     batch_shapes,
     init_state,
-    list_step_counts,
     micro_batch_loss,
     train_step,
 )
@@ -97,8 +96,11 @@ class RunSetup:
         epochs = self.find_epoch(step - 1), self.find_epoch(step)
         if epochs[0] == epochs[1]:
             return False
-        model_before, model = map(self.config.create_train_model, epochs)
-        return list_step_counts(model_before) != list_step_counts(model)
+        counts_before, counts = (
+            [layer.counts for layer in self.config.create_train_model(epoch).plan]
+            for epoch in epochs
+        )
+        return counts_before != counts
 
 
 def set_up_run(config: RunConfig, workdir: AnyPath, dry_run: bool = False) -> RunSetup:

@@ -16,14 +16,10 @@ from imagepiece_jax.evaluation.result_cache import (
     encode_bits,
 )
 from imagepiece_jax.inference.compare_outputs import measure_fidelity
-from imagepiece_jax.models import resize_positions, timm_tensors
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
-from imagepiece_jax.models.create import create_model
-from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from tests.helpers import (
     made_up_recoveries,
-    named_models,
     small_photographs,
     tiny_paper,
     tiny_vit,
@@ -79,12 +75,6 @@ def test_default_rows_are_two_costs_and_the_dense_model_is_one_row():
         compare.make_rows(measured, ["none"])
 
 
-def test_foreign_folders_are_refused(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    with refused("notes.txt"):
-        compare.compare(tiny_vit.pretrained(), "digits", out=tmp_path)
-
-
 @pytest.fixture
 def on_digits(tmp_path):
     cache, images = ResultCache(tmp_path / "out"), tiny_paper.images()
@@ -111,24 +101,18 @@ def test_smaller_images_use_the_dense_weights(tmp_path, on_digits):
     weights = tiny_paper.pretrained(tmp_path, depth=2)
     measured = on_digits(weights)
     size = 16 - weights.model.config.patch_size
-    sides = (size, size)
     batches = list(measured.images.read_batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     labels = np.concatenate([batch["label"][0] for batch in batches])
     images = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
     resized = compare.use_smaller_images(measured, size)
     altered = result_cache.shrink_images(resized.smaller_side, images)
-    channel = np.asarray(images[3, :, :, 1], np.float32)
-    expected = Image.fromarray(channel).resize(sides, Image.Resampling.BICUBIC)
+    channel = Image.fromarray(np.asarray(images[3, :, :, 1], np.float32))
+    expected = channel.resize((size, size), Image.Resampling.BICUBIC)
     # Pillow's bicubic weights have a = -0.5, too.
     np.testing.assert_allclose(altered[3, :, :, 1], np.asarray(expected), atol=1e-5)
-    fields = tiny_paper.FIELDS | {"image_size": sides, "depth": 2}
-    model = create_model(named_models.config(**fields))
-    tensors = timm_tensors.to_timm(weights.variables)
-    tensors = resize_positions.fit_positions(tensors, model.config, weights.image_size)
-    params = timm_tensors.from_timm(tensors, variable_shapes(model))["params"]
-    logits = tiny_vit.logits(model)({"params": params}, altered)
-    assert resized.vit.gmacs < weights.gmacs
+    smaller = weights.with_reduction(None).at_size(size)
+    logits = tiny_vit.logits(smaller.model)(smaller.variables, altered)
     right = decode_bits(resized.measure_reduction(DENSE_REDUCTION)["right"], 24)
     assert right.tolist() == (logits.argmax(axis=1) == labels).tolist()
 
@@ -166,19 +150,15 @@ def test_without_labels_outputs_are_compared(tmp_path, classes):
     for name, row_outputs in outputs.items():
         expected = measure_fidelity(row_outputs, outputs["dense"], bool(classes))
         actual = report.figures[name]["fidelity"]
-        assert actual.keys() == expected.keys()
         for figure, value in expected.items():
             atol = 1 if figure == "neighbors_kept" else 1e-5  # near ties
             np.testing.assert_allclose(actual[figure], value, rtol=1e-5, atol=atol)
-    share = reduced_vit.gmacs / vit.gmacs
-    assert f"| {share:.2f} |\n" in compare.format_table(report)
     assert len(read_json_lines(tmp_path / "out" / "points.jsonl")) == len(outputs)
     options |= {"reductions": ["tome:r=6", "tome:r=3"], "image_sizes": [16]}
     second = compare.compare(vit, f"{folder}", **options)
     assert second.figures["tome:r=6"] == report.figures["tome:r=6"]
     assert len(read_json_lines(tmp_path / "out" / "points.jsonl")) == len(outputs) + 2
     smaller = second.figures["image_size=16"]
-    assert smaller["gmacs"] < vit.gmacs
     assert smaller["fidelity"]["neighbors_kept"][0] < 100
 
 
@@ -187,13 +167,8 @@ def test_accuracy_needs_classes_and_labels():
     vit = tiny_vit.pretrained(num_classes=10, image_size=16, depth=1)
     options = {"limit": 12, "reductions": ["tome:r=2"], "workers": 0}
     assert compare.compare(vit, "digits", **options).comparisons
-    head = vit.variables["params"]["head"]
-    params = {**vit.variables["params"], "head": {**head, "bias": 0 * head["bias"]}}
-    unbiased = vit.with_variables({**vit.variables, "params": params})
-    assert compare.compare(unbiased, "digits", **options).comparisons
-    report = compare.compare(
-        tiny_vit.with_problem_type(vit, "projection"), "digits", **options
-    )
+    projecting = tiny_vit.with_problem_type(vit, "projection")
+    report = compare.compare(projecting, "digits", **options)
     assert "cosine" in str(report) and not report.comparisons
 
 

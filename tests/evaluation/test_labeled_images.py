@@ -34,15 +34,6 @@ def test_a_folders_val_split_is_evaluated(tmp_path):
     assert {source.image_name(index).split("/")[-3] for index in range(10)} == {"val"}
 
 
-@pytest.mark.parametrize(
-    "name, value",
-    [("limit", 0), ("limit", 2.5), ("batch_size", 0), ("workers", -1), ("threads", -1)],
-)
-def test_numbers_below_their_minimum_are_refused(name, value):
-    with pytest.raises(InputError, match=f"{name} is {value}"):
-        open_labeled_images(VIT, "digits", **{name: value})
-
-
 ENCODER = types.SimpleNamespace(**vars(VIT))
 ENCODER.config = types.SimpleNamespace(
     **vars(VIT.config) | {"num_classes": 0, "head": Head(0)}
@@ -68,9 +59,3 @@ def test_an_encoder_reads_no_labels(tmp_path):
     assert names == ["ant/b.png", "eep/c.png"]
     digits = open_labeled_images(ENCODER, "digits", need_labels=False).source
     assert len(digits) == 359
-
-
-def test_another_models_classes_are_refused(tmp_path):
-    write_plain(tmp_path, "ant/a.png", "bee/b.png")
-    with pytest.raises(InputError, match="ant"):
-        open_labeled_images(VIT, f"{tmp_path}", need_labels=False)

@@ -3,7 +3,6 @@
 import signal
 
 import numpy as np
-import pytest
 
 import imagepiece_jax
 from imagepiece_jax.recovery import recover, recovery_step
@@ -77,22 +76,3 @@ def record_progress(monkeypatch):
 
     monkeypatch.setattr(recover.ProgressBar, "update", updated)
     return shown
-
-
-def source_names(source):
-    """Names of a source's images."""
-    return [source.image_name(index) for index in range(len(source))]
-
-
-def split_only(monkeypatch, vit, images):
-    """The learned and the held-out images of `recover`, which stops there."""
-    split_images = recover.split_images
-
-    def split_and_stop(*args):
-        raise LookupError(split_images(*args))
-
-    monkeypatch.setattr(recover, "split_images", split_and_stop)
-    with pytest.raises(LookupError) as stopped:
-        imagepiece_jax.recover(vit, images, batch_size=8)
-    (parts,) = stopped.value.args
-    return parts.training, parts.held_out

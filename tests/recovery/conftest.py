@@ -2,7 +2,6 @@
 
 import pytest
 
-from imagepiece_jax.recovery import recovery_step
 from tests.helpers import tiny_vit
 from tests.helpers.recovery_trials import reduced_model, run_recovery
 
@@ -15,12 +14,6 @@ def vit():
 @pytest.fixture(scope="module")
 def better(vit):
     return run_recovery(vit, steps=40)
-
-
-@pytest.fixture
-def useless(monkeypatch):
-    """Make every learning rate far too high."""
-    monkeypatch.setattr(recovery_step, "REFERENCE_LR", 1e6)
 
 
 @pytest.fixture(scope="module")

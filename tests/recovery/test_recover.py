@@ -31,10 +31,7 @@ from tests.helpers.rounding import assert_close
 pytestmark = pytest.mark.usefixtures("recoveries_compiled_once")
 
 
-def test_the_loss_falls_and_only_some_values_change(vit, better):
-    (report,) = better.recovery.variants
-    assert report.changed
-    assert report.after < 0.8 * report.before
+def test_only_some_values_change(vit, better):
     assert (better.model, better.reduction) == (vit.model, vit.reduction)
     chex.assert_trees_all_equal_shapes_and_dtypes(better.variables, vit.variables)
     before = recovery_record.flatten_params(vit.variables["params"])
@@ -47,6 +44,7 @@ def test_the_loss_falls_and_only_some_values_change(vit, better):
 def test_the_report_has_metrics_of_held_out_images(vit, better):
     (report,) = better.recovery.variants
     assert (report.images, report.held_out, report.steps) == (32, 16, 40)
+    assert report.changed and report.after < 0.8 * report.before
     dense = held_out_logits(vit.with_reduction(None))
     logits = [held_out_logits(model) for model in (vit, better)]
     before, after = (oracles.kl(dense, row) for row in logits)
@@ -58,7 +56,6 @@ def test_the_report_has_metrics_of_held_out_images(vit, better):
     assert report.after == pytest.approx(after.mean(), rel=1e-4)
     agreement = [100 * np.mean(row.argmax(-1) == dense.argmax(-1)) for row in logits]
     assert report.agreement == pytest.approx(agreement)
-    assert report.lr == pytest.approx(0.002 * 0.5**0.5)
 
 
 def test_the_interval_counts_runs_of_neighbors(vit, monkeypatch):
@@ -90,22 +87,15 @@ json.dump(report.curve, open(sys.argv[1], "w"))
 
 
 @pytest.mark.slow
-def test_one_device_gives_equal_curves_and_several_devices_close_ones(tmp_path):
-    """Several devices sum in another order."""
-    processes = []
-    for devices in (1, 4):
-        environment = small_runs.environment(devices)
-        words = [sys.executable, "-c", ELSEWHERE, str(tmp_path / f"{devices}.json")]
-        processes.append(forked_processes.Process(words, env=environment))
+def test_several_devices_give_a_close_curve(tmp_path):
+    """They sum in another order, and every step enlarges earlier rounding."""
+    file = tmp_path / "curve.json"
+    words = [sys.executable, "-c", ELSEWHERE, str(file)]
+    process = forked_processes.Process(words, env=small_runs.environment(devices=4))
     curve = np.array(run_recovery(reduced_model()).recovery.variants[0].curve)
-    assert forked_processes.statuses(processes, timeout=300) == [0, 0]
-    files = [tmp_path / f"{devices}.json" for devices in (1, 4)]
-    one, four = (np.array(json.loads(file.read_text())) for file in files)
-    np.testing.assert_array_equal(one, curve)
-    np.testing.assert_array_equal(four[:, 0], curve[:, 0])
-    # Every step enlarges earlier rounding.
-    assert_close(four[:, 1], curve[:, 1], units=2**13)
-    # The loss changes, so equal curves say something.
+    assert process.wait(timeout=300) == 0
+    assert_close(np.array(json.loads(file.read_text())), curve, units=2**13)
+    # The loss changes, so close curves say something.
     assert abs(curve[-1, 1] / curve[0, 1] - 1) > 0.02
 
 
@@ -121,12 +111,8 @@ def test_a_recovered_model_learns_a_new_cost_and_its_own_again(vit, better):
     second = run_recovery(better.with_reduction(merging), steps=24)
     alone = run_recovery(vit.with_reduction(merging), steps=24)
     chex.assert_trees_all_equal(second.variables, alone.variables)
-    assert second.recovery.variants[0].curve == alone.recovery.variants[0].curve
-    names = [variant.reduction.name for variant in second.recovery.variants]
-    assert names == ["tome", "evit"]
     first = second.with_reduction(DROPPING)
     chex.assert_trees_all_equal(first.variables, better.variables)
-    chex.assert_trees_all_equal(second.with_reduction(None).variables, vit.variables)
     third = run_recovery(first, steps=24)
     assert second.recovery.variants[0] in third.recovery.variants
     (newest,) = [c for c in third.recovery.variants if c.reduction.name == "evit"]
@@ -154,21 +140,14 @@ def test_learning_fewer_parameters_keeps_the_other_values(vit, monkeypatch, lr):
 
 def test_a_dense_model_learns_three_costs(public):
     recovered = run_recovery(public, seed=2)
-    assert recovered.label == "none"
     chex.assert_trees_all_equal(recovered.variables, public.variables)
     variants = recovered.recovery.variants
     assert [round(variant.share, 1) for variant in variants] == [0.6, 0.5, 0.4]
     teacher = held_out_logits(public)
     for variant in variants:
-        assert variant.steps == 8
-        assert variant.changed
         reduced = recovered.with_reduction(variant.reduction)
-        assert reduced.recovered_variant is variant
-        unrecovered = public.with_reduction(variant.reduction)
-        for model, value in ((unrecovered, variant.before), (reduced, variant.after)):
-            distance = oracles.kl(teacher, held_out_logits(model)).mean()
-            assert value == pytest.approx(distance, rel=1e-4)
-    assert str(recovered.recovery).splitlines() == [*map(str, variants)]
+        distance = oracles.kl(teacher, held_out_logits(reduced)).mean()
+        assert variant.changed and variant.after == pytest.approx(distance, rel=1e-4)
     # A cost learns as if alone.
     alone = run_recovery(public.with_reduction(variants[1].reduction), seed=2)
     half = recovered.with_reduction(variants[1].reduction)
@@ -182,20 +161,13 @@ def test_a_model_without_a_class_token_learns_by_its_patches():
         crop=0.875
     )
     (report,) = run_recovery(vit, noise(side=40), steps=24).recovery.variants
-    assert report.measure == "change"
-    assert report.changed
-    assert report.after < report.before
+    assert report.measure == "change" and report.changed
 
 
 MISTAKES = [
     ({"images": noise(23)}, "images"),
-    ({"images": []}, "images"),
-    ({"images": np.float32(noise())}, "images"),
-    ({"images": noise(1)[0]}, "images"),
     ({"steps": 3, "minutes": 1.0}, "minutes"),
     ({"parameters": "weights"}, "parameters"),
-    ({"batch_size": 0}, "batch_size"),
-    ({"steps": 0}, "steps"),
 ]
 
 

@@ -93,8 +93,6 @@ class Checkpoints:
         """Turn the errors of Orbax and TensorStore into a RunError."""
         try:
             yield
-        except MemoryError:
-            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             if code := re.search(r"os_error_code='(\d+)'", str(error)):
