@@ -164,11 +164,6 @@ def evaluate_model(step: EvalStep, variables: PyTree, batches: Iterable) -> Eval
     return result
 
 
-def evaluate_weights(model: ViT, variables: PyTree, batches: Iterable) -> EvalResult:
-    """`evaluate_model` for a model's variables, on all devices."""
-    return evaluate_model(make_eval_step(model), parallel.replicate(variables), batches)
-
-
 def evaluate_models(
     step: EvalStep, model_variables: Sequence[PyTree], batches: Iterable[Mapping]
 ) -> list[EvalResult]:

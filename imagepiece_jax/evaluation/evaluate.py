@@ -57,7 +57,8 @@ def evaluate(
         )
     if isinstance(program, Pretrained):
         batches = images.read_batches()
-        result = accuracy.evaluate_weights(program.model, program.variables, batches)
+        step = accuracy.make_eval_step(program.model)
+        variables = parallel.replicate(program.variables)
     else:  # on one device, so this process reads all batches
         batches = images.read_batches(Placement())
 
@@ -65,6 +66,7 @@ def evaluate(
             return jax.device_put(program(pixels))  # an exported file gives NumPy
 
         step = accuracy.make_program_step(compute_logits)
-        result = accuracy.evaluate_model(step, None, batches)
+        variables = None
+    result = accuracy.evaluate_model(step, variables, batches)
     # After the pass, which finds unreadable images.
     return result.metrics | images.model_facts(model)

@@ -67,19 +67,14 @@ OUTPUT_DISTANCES: dict[str, tuple[str, Callable[..., jax.Array]]] = {
 }
 
 
-def find_output_kind(vit: Pretrained) -> str:
-    """Find the kind of a model's outputs, one of `OUTPUT_DISTANCES`."""
-    head = vit.config.head
-    if not head.is_classifier:
-        return "features"
-    return head.activation or "numbers"  # a regression has no activation
-
-
 class OutputComparison:
     """Student and teacher compared: in the loss, and in the metrics."""
 
     def __init__(self, vit: Pretrained) -> None:
-        self.output_kind = find_output_kind(vit)
+        head = vit.config.head
+        self.output_kind = "features"  # a key of `OUTPUT_DISTANCES`
+        if head.is_classifier:
+            self.output_kind = head.activation or "numbers"  # a regression has none
         self.distance_name, self.output_distance = OUTPUT_DISTANCES[self.output_kind]
         # Weights of terms besides "logits": 1 like that one for an encoder's patches,
         # which are outputs, and half for others (docs/results/recovery.md, "A step").

@@ -12,7 +12,6 @@ from imagepiece_jax.data.preprocessing import DEIT_CROP
 from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.models import variables as model_variables
 from imagepiece_jax.models.architecture import PART_NAMES
-from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.cluster import run_dir
@@ -111,29 +110,22 @@ def fit_variables(
     Raises InputError for weights that do not fit the model.
     """
     variables = vit.variables_for(model, fresh_parts, seed)
-    has_new_head = "head" in fresh_parts
-    check_unstored_fields(model.config, vit.config, vit.origin.title, has_new_head)
-    return variables
-
-
-def check_unstored_fields(
-    config: ViTConfig, trained_config: ViTConfig, title: str, has_new_head: bool = False
-) -> None:
-    """Compare UNSTORED_FIELDS with the trained values of the weights `title`."""
+    config = model.config
     for field in UNSTORED_FIELDS:
-        if has_new_head and field in HEAD_FIELDS:
+        if "head" in fresh_parts and field in HEAD_FIELDS:
             continue
         if field == "gelu" and not config.arch.has_gelu:
             continue
         config_path = "config.model"
-        configs = config, trained_config
+        configs = config, vit.config
         if field in PART_NAMES:
             config_path = "config.model.arch"
-            configs = config.arch, trained_config.arch
+            configs = config.arch, vit.config.arch
         value, trained_value = (getattr(c, field) for c in configs)
         is_equal = value == trained_value
         if isinstance(value, tuple | float):  # float32 rounding may have changed it
             is_equal = np.allclose(value, trained_value, rtol=1e-6, atol=0)
         if not is_equal:
-            trained = f"{title} was trained with {trained_value!r}"
+            trained = f"{vit.origin.title} was trained with {trained_value!r}"
             raise InputError(f"{config_path}.{field} is {value!r}, but {trained}")
+    return variables

@@ -1,12 +1,8 @@
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
 
 from imagepiece_jax.common import statistics
-from imagepiece_jax.common.files import read_json_lines
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluation import compare, result_cache
 from imagepiece_jax.evaluation.result_cache import (
@@ -15,8 +11,13 @@ from imagepiece_jax.evaluation.result_cache import (
     decode_bits,
     encode_bits,
 )
-from imagepiece_jax.inference.compare_outputs import measure_fidelity
-from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
+from imagepiece_jax.inference import compare_outputs
+from imagepiece_jax.models.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MULTI_LABEL,
+    REGRESSION,
+)
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from tests.helpers import (
     made_up_recoveries,
@@ -28,32 +29,24 @@ from tests.helpers.refused_calls import refused
 
 pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 
-IMAGES = 300
-
 
 def test_comparisons_equal_slow_counts():
-    """Rows against dense, reductions against smaller images; binomial p; Holm."""
+    """Rows against dense, and reductions against smaller images."""
     rng = np.random.default_rng(0)
     shares = {"dense": 0.8, "a": 0.7, "b": 0.75, "small": 0.6}
-    is_right = {
-        name: rng.uniform(size=IMAGES) < share for name, share in shares.items()
-    }
+    is_right = {}
     metrics = {}
-    for name, right in is_right.items():
-        metrics[name] = {"right": encode_bits(right), "images": IMAGES}
+    for name, share in shares.items():
+        is_right[name] = rng.uniform(size=300) < share
+        metrics[name] = {"right": encode_bits(is_right[name]), "images": 300}
     comparisons = compare.compare_pairs(metrics, ["small"])
     pairs = [("a", "dense"), ("a", "small"), ("b", "dense"), ("b", "small")]
     assert [*comparisons] == [*pairs, ("small", "dense")]
     p = []
     for (name, base), comparison in comparisons.items():
-        hits = list(zip(is_right[name].tolist(), is_right[base].tolist(), strict=True))
-        gained = sum(first > second for first, second in hits)
-        lost = sum(first < second for first, second in hits)
-        value, low, high = comparison["points"]
-        assert value == pytest.approx(100 * (gained - lost) / IMAGES)
-        assert low < value < high
-        p.append(stats.binomtest(gained, gained + lost).pvalue)
-        assert comparison["p"] == pytest.approx(p[-1])
+        change = np.mean(is_right[name]) - np.mean(is_right[base])
+        assert comparison["points"].value == pytest.approx(100 * change)
+        p.append(statistics.mcnemar_p(is_right[name], is_right[base]))
     corrected = [comparison["holm"] for comparison in comparisons.values()]
     assert corrected == pytest.approx(statistics.holm_correction(p))
 
@@ -117,48 +110,35 @@ def test_smaller_images_use_the_dense_weights(tmp_path, on_digits):
     assert right.tolist() == (logits.argmax(axis=1) == labels).tolist()
 
 
-def compress_jpeg(image):
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=75)
-    return np.asarray(Image.open(file))
-
-
 @pytest.mark.parametrize("classes", [0, tiny_vit.CLASSES])
 def test_without_labels_outputs_are_compared(tmp_path, classes):
-    """Against logits and Pillow; a second call measures the new row alone."""
     vit = tiny_vit.pretrained(num_classes=classes, depth=2)
     pixels = small_photographs.draw(30)
     folder = small_photographs.write_photographs(tmp_path / "photos", 30)
-    options = {"out": tmp_path / "out", "workers": 0, "batch_size": 8}
-    report = compare.compare(vit, f"{folder}", reductions=["tome:r=6"], **options)
-    images = {
-        "dense": pixels,
-        "dense, images JPEG 75": np.stack([*map(compress_jpeg, pixels)]),
-        "dense, images mirrored": pixels[:, :, ::-1],
-    }
+    options = {"reductions": ["tome:r=6"], "workers": 0, "batch_size": 8}
+    report = compare.compare(vit, f"{folder}", image_sizes=[16], **options)
 
-    def compute_logits(model, pixels):
+    def compute_logits(pixels, reduction=None):
         normalized = normalize(pixels, vit.config.mean, vit.config.std)
+        model = vit.with_reduction(reduction).model
         return tiny_vit.logits(model)(vit.variables, normalized)
 
-    outputs = {name: compute_logits(vit.model, x) for name, x in images.items()}
+    outputs = {"dense": compute_logits(pixels)}
+    outputs["tome:r=6"] = compute_logits(pixels, "tome:r=6")
+    for control, change in compare_outputs.IMAGE_CONTROLS.items():
+        outputs[f"dense, images {control}"] = compute_logits(change(pixels))
     order = np.random.default_rng(0).permutation(30)
     outputs["dense, images shuffled"] = outputs["dense"][order]
-    reduced_vit = vit.with_reduction("tome:r=6")
-    outputs["tome:r=6"] = compute_logits(reduced_vit.model, pixels)
-    assert {*report.figures} == {*outputs}
+    assert {*report.figures} == {*outputs, "image_size=16"}
     for name, row_outputs in outputs.items():
-        expected = measure_fidelity(row_outputs, outputs["dense"], bool(classes))
+        expected = compare_outputs.measure_fidelity(
+            row_outputs, outputs["dense"], bool(classes)
+        )
         actual = report.figures[name]["fidelity"]
         for figure, value in expected.items():
             atol = 1 if figure == "neighbors_kept" else 1e-5  # near ties
             np.testing.assert_allclose(actual[figure], value, rtol=1e-5, atol=atol)
-    assert len(read_json_lines(tmp_path / "out" / "points.jsonl")) == len(outputs)
-    options |= {"reductions": ["tome:r=6", "tome:r=3"], "image_sizes": [16]}
-    second = compare.compare(vit, f"{folder}", **options)
-    assert second.figures["tome:r=6"] == report.figures["tome:r=6"]
-    assert len(read_json_lines(tmp_path / "out" / "points.jsonl")) == len(outputs) + 2
-    smaller = second.figures["image_size=16"]
+    smaller = report.figures["image_size=16"]
     assert smaller["fidelity"]["neighbors_kept"][0] < 100
 
 
@@ -172,19 +152,21 @@ def test_accuracy_needs_classes_and_labels():
     assert "cosine" in str(report) and not report.comparisons
 
 
-@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
-@pytest.mark.parametrize("classes", [1, 3])
-def test_outputs_other_than_one_class_are_compared(tmp_path, problem_type, classes):
-    """Folders' classes would not fit these outputs."""
-    expected = {"difference"}
-    if problem_type != "regression":
-        expected = {"first_class", "neighbors_kept"} if classes > 1 else {"first_class"}
-    folder = small_photographs.write_photographs(tmp_path / "photographs", 14)
-    for data, side in ((f"{folder}", tiny_vit.SIDE), ("digits", 16)):
-        vit = tiny_vit.pretrained(num_classes=classes, image_size=side, depth=1)
-        vit = tiny_vit.with_problem_type(vit, problem_type)
-        options = {"reductions": ["tome:r=2"], "workers": 0, "threads": 0}
-        out = tmp_path / f"out{side}"
-        report = compare.compare(vit, data, limit=14, out=out, **options)
-        assert {*report.figures["tome:r=2"]["fidelity"]} == expected
-        assert (out / "compare.png").exists()
+@pytest.mark.parametrize(
+    "problem_type, classes, expected",
+    [
+        (MULTI_LABEL, 3, {"first_class", "neighbors_kept"}),
+        (MULTI_LABEL, 1, {"first_class"}),
+        (REGRESSION, 3, {"difference"}),
+    ],
+)
+def test_outputs_other_than_one_class_are_compared(
+    tmp_path, problem_type, classes, expected
+):
+    """The ten classes of digits do not fit these outputs."""
+    vit = tiny_vit.pretrained(num_classes=classes, image_size=16, depth=1)
+    vit = tiny_vit.with_problem_type(vit, problem_type)
+    options = {"reductions": ["tome:r=2"], "workers": 0, "limit": 14}
+    report = compare.compare(vit, "digits", out=tmp_path / "out", **options)
+    assert {*report.figures["tome:r=2"]["fidelity"]} == expected
+    assert (tmp_path / "out" / "compare.png").exists()

@@ -20,7 +20,7 @@ class State:
     ema_params: Any = None
 
 
-def make_state(seed=0, width=64, with_ema=True):
+def make_state(seed=0, width=64):
     rng = np.random.default_rng(seed)
     head = {"kernel": rng.normal(size=(8, width)), "bias": rng.normal(size=width)}
     params = {
@@ -33,7 +33,7 @@ def make_state(seed=0, width=64, with_ema=True):
         params=params,
         batch_stats={"norm": {"mean": np.full(3, seed, np.float32)}},
         opt_state=jax.device_get(optimizer.init(params)),
-        ema_params=params if with_ema else None,
+        ema_params=params,
     )
 
 

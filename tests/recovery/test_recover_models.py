@@ -5,7 +5,7 @@ import pytest
 
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import MULTI_LABEL, REGRESSION
-from imagepiece_jax.recovery import recovery_loss, recovery_step
+from imagepiece_jax.recovery import recovery_step
 from tests.helpers import oracles, tiny_vit
 from tests.models.test_rotary import ARCHS
 from tests.models.test_vit_families import FAMILIES
@@ -103,12 +103,12 @@ def slow_terms(vit, outputs, student, teacher, image):
 def test_loss_and_metrics_equal_the_oracle(name):
     vit = pretrained(name)
     outputs = MODELS[name][-1]
-    assert recovery_loss.find_output_kind(vit) == outputs
     images = tiny_vit.images(2, side=vit.image_size)
     teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
     fit = recovery_step.StudentFit(
         vit, recovery_step.RecoveryRecipe(batch_size=2), teacher
     )
+    assert fit.comparison.output_kind == outputs
 
     def step(trained, variables, images):
         targets = fit.comparison.compute_outputs(teacher.model, variables, images)

@@ -6,7 +6,7 @@ from imagepiece_jax.models import recovery_record
 from imagepiece_jax.recovery import recovery_step
 from imagepiece_jax.recovery.recovery_step import TRAINED, trained_part, with_trained
 from tests.helpers import tiny_vit
-from tests.helpers.recovery_trials import noise
+from tests.helpers.recovery_trials import noise, reduced_model
 
 
 @pytest.mark.parametrize("which", TRAINED)
@@ -34,7 +34,8 @@ def test_a_step_is_relative_to_a_parameters_size():
         assert recovery_step.step_size(name, values) == pytest.approx(step, rel=1e-5)
 
 
-def test_the_first_step_has_its_size(vit):
+def test_the_first_step_has_its_size():
+    vit = reduced_model()
     recipe = recovery_step.RecoveryRecipe(batch_size=8, parameters="all")
     teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
     fit = recovery_step.StudentFit(vit, recipe, teacher)

@@ -133,10 +133,7 @@ LARGER = {"image_size": 48, "data.resize": "deit"}  # cropped
 
 
 def test_a_run_takes_the_image_fields_of_its_weights(tmp_path):
-    """A new run takes its start's image fields; a resumed run keeps its own.
-
-    A resumed run does not need its start's weights.
-    """
+    """A resumed run keeps its own, and does not need its start's weights."""
     path = tmp_path / "w"
     save_weights(path, tiny_config(OWN, LARGER, **{"data.eval_crop": 0.9}))
     config = tiny_config(LARGER, **{"init.weights": str(path)})

@@ -4,14 +4,12 @@ import json
 import math
 import re
 import shutil
-import signal
 
 import numpy as np
 import pytest
 
 import imagepiece_jax
 from imagepiece_jax.errors import RunError
-from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.training import trainer
 from imagepiece_jax.training.config import RunConfig
@@ -140,41 +138,20 @@ SHORT |= {"model.depth": 1, "model.stem": "patch"}
 
 
 @pytest.mark.slow
-def test_a_run_of_two_programs_resumes_from_any_checkpoint(
-    tmp_path, monkeypatch, capsys
-):
-    """A signal in the last evaluation lets it end, and nothing is left to do."""
+def test_a_run_of_two_programs_resumes_from_any_checkpoint(tmp_path, capsys):
     config = small_runs.quickstart_config(
         SHORT, checkpoint_every_steps=4, keep_every_steps=3
     )
     config.reduction = "evit:keep_rate=0.5:blocks=(0,):rate_warmup_epochs=1"
-    evaluate = accuracy.evaluate_models
-
-    def signal_in_evaluation(*args):
-        signal.raise_signal(signal.SIGTERM)
-        return evaluate(*args)
-
-    monkeypatch.setattr(accuracy, "evaluate_models", signal_in_evaluation)
     last = small_runs.train(config, tmp_path)
-    monkeypatch.setattr(accuracy, "evaluate_models", evaluate)
     assert folders(tmp_path) == ["10", "3", "6", "9"]
-    epochs = []
-    compile_step = trainer.Run.compile_step
-
-    def note_epoch(run, epoch):
-        epochs.append(epoch)
-        return compile_step(run, epoch)
-
-    monkeypatch.setattr(trainer.Run, "compile_step", note_epoch)
-    for first, expected_epochs in ((3, [0, 1]), (6, [1])):
+    for first in (3, 6):
         earlier = shutil.copytree(tmp_path, tmp_path / f"from {first}")
         shutil.rmtree(earlier / "checkpoints" / "best")
         for step in folders(earlier):
             if int(step) > first:
                 shutil.rmtree(earlier / "checkpoints" / "latest" / step)
-        epochs.clear()
         assert small_runs.train(config, earlier) == last
-        assert epochs == expected_epochs
         assert f"resuming from step {first} of 10" in capsys.readouterr().out
         lines = small_runs.unclocked_lines(earlier)
         assert lines == small_runs.unclocked_lines(tmp_path)

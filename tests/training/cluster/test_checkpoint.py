@@ -1,6 +1,5 @@
 import contextlib
 import gc
-import os
 import resource
 import shutil
 import sys
@@ -87,17 +86,12 @@ def flip_bit(step_folder):
     path.write_bytes(data)
 
 
-def truncate(step_folder):
-    for path in (step_folder / "state").rglob("d/*"):
-        os.truncate(path, path.stat().st_size // 2)
-
-
 def remove_half(step_folder):
     shutil.rmtree(step_folder / "meta")
 
 
 @pytest.mark.usefixtures("noisy")
-@pytest.mark.parametrize("damage", [flip_bit, truncate, remove_half])
+@pytest.mark.parametrize("damage", [flip_bit, remove_half])
 def test_a_damaged_step_is_skipped_and_replaced(workdir, caplog, damage):
     damage(workdir / "checkpoints" / "latest" / "2")  # Orbax restores a flipped bit
     assert_restored(Checkpoints(workdir), 1)

@@ -4,9 +4,7 @@ import jax
 import pytest
 
 from imagepiece_jax.training.cluster.run_dir import check_config, record_start
-from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.weights.folder_files import RUN_FORMAT as RUN_FORMAT
-from tests.helpers import small_runs
 from tests.helpers.refused_calls import refused
 
 CONFIG = {
@@ -66,13 +64,6 @@ def test_a_start_without_steps_does_not_block_the_folder(tmp_path):
     (tmp_path / "checkpoints" / "latest" / "5.tmp").mkdir(parents=True)
     record_start(tmp_path, CONFIG | {"lr": 2e-3})
     assert read_json(tmp_path / "config.json")["lr"] == 2e-3
-
-
-def test_a_run_of_another_format_is_refused(tmp_path):
-    config = RunConfig.from_config(small_runs.quickstart_config()).to_dict()
-    record_steps(tmp_path, config | {"format": 0})
-    with refused("made by an earlier revision"):
-        check_config(tmp_path, CONFIG)
 
 
 def test_a_models_folder_is_no_workdir(tmp_path):
