@@ -44,7 +44,6 @@ DIVERGENCE_FACTOR = 2.0
 UNLIMITED_STEPS = 10**9  # more than fit in any time limit
 MAX_ATTEMPTS = 4  # every retry has a quarter of the learning rate
 
-NOTHING_BETTER = "stopped: nothing is better than the start"
 RunMetrics = dict[str, Float[np.ndarray, " runs"]]  # by the metric's name
 
 log = logging.getLogger("imagepiece_jax.recover")
@@ -127,7 +126,7 @@ def recover(
     if stop_signals and any(variant.changed for variant in variants):
         log.warning("stopped: the weights so far are kept")
     elif stop_signals:
-        log.warning(NOTHING_BETTER)
+        log.warning("stopped: nothing is better than the start")
     recovery = recovery_record.Recovery(tuple(variants)).merge_earlier(vit.recovery)
     return dataclasses.replace(vit, recovery=recovery)
 
