@@ -9,7 +9,7 @@ import contextlib
 import contextvars
 import functools
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -77,21 +77,20 @@ def _rebuild_arguments(arguments, arrays):
     return jax.tree.unflatten(treedef, leaves)
 
 
-@contextlib.contextmanager
-def marked_functions() -> Iterator[None]:
+def marked_functions() -> contextlib.AbstractContextManager:
     """Trace every marked function inside as one equation."""
-    token = _are_functions_marked.set(True)
-    try:
-        yield
-    finally:
-        _are_functions_marked.reset(token)
+    return _value_inside(_are_functions_marked, True)
+
+
+def replaced_functions(**replacements: Callable) -> contextlib.AbstractContextManager:
+    """Call these functions in place of marked functions of their names."""
+    return _value_inside(_replacements, replacements)
 
 
 @contextlib.contextmanager
-def replaced_functions(**replacements: Callable) -> Iterator[None]:
-    """Call these functions in place of marked functions of their names."""
-    token = _replacements.set(replacements)
+def _value_inside(variable, value):
+    token = variable.set(value)
     try:
         yield
     finally:
-        _replacements.reset(token)
+        variable.reset(token)

@@ -34,13 +34,6 @@ from imagepiece_jax.errors import InputError, RunError
 MIN_TASKS = 16  # least tasks per worker process
 SHARED_FOLDER = "/dev/shm"  # shared memory on Linux; a container may have little
 
-# Usual causes of a worker's death, by Popen's status.
-_CAUSE_OF_STATUS = {
-    -signal.SIGKILL: ", often for lack of memory",
-    -signal.SIGBUS: f", often because {SHARED_FOLDER} is full "
-    "(in a container, its shm-size)",
-}
-
 
 def read_ahead(batches: Batches, workers: int = 0, threads: int = 0) -> BatchReader:
     """Iterate over batches that processes read ahead; close() ends the processes.
@@ -152,7 +145,7 @@ class _Worker:
     def death_error(self):
         """RunError for a process that ended by itself."""
         status = self.process.wait()
-        cause = _CAUSE_OF_STATUS.get(status, "")
+        cause = ", often for lack of memory" if status == -signal.SIGKILL else ""
         return RunError(
             f"a worker process ended with status {status}{cause}; the same command "
             "resumes from the last checkpoint, also with fewer workers"

@@ -119,8 +119,8 @@ def test_evaluation_sees_every_image_exactly_once(length, processes, devices):
             assert (batch["image"][~live] == 0).all()
             np.testing.assert_array_equal(batch["label"][live], batch["index"][live])
             indices = batch["index"][live].tolist()
-            for index, image in zip(indices, batch["image"][live], strict=True):
-                assert (image == Noise(length, size=8)[index].pixels).all()
+            expected = [Noise(length, size=8)[index].pixels for index in indices]
+            np.testing.assert_array_equal([*batch["image"][live]], expected)
             seen_indices += indices
     assert sorted(seen_indices) == list(range(length))
 
@@ -154,8 +154,6 @@ def test_twenty_unreadable_images_in_a_row_stop_the_run():
     assert len(train_list(Noise(4000, order[10:29]), stop=4)) == 4
     with refused(f"{order[10]}.jpg cannot", "as 20 of"):
         train_list(Noise(4000, order[10:30]), stop=4)
-    with refused("10.jpg cannot", "as 20 of"):
-        evaluate(Noise(4000, range(10, 30), size=8))
     source = Noise(4000, [*range(10), *range(3990, 4000)], size=8)
     for _ in range(2):
         assert sum(batch["mask"].sum() for batch in evaluate(source)) == 3980

@@ -35,26 +35,28 @@ def gray_levels(source):
 
 
 @pytest.mark.parametrize(
-    "rows, columns, train, val, val_split",
+    "rows, train, val, val_split",
     [
-        ("a,0,train b,1,val c,1,train d,0,val", SPLIT, [0, 20], [10, 30], "val"),
-        ("a,0,train b,0,val a,0,train", SPLIT, [0, 0], [10], "val"),
-        ("a,0 b,1", NO_SPLIT, None, [0, 10], "val"),
-        ("a,0,train b,-1,test c,0,validation", SPLIT, [0], [20], "validation"),
-        ("a,0,train b,0,test", SPLIT, [0], [10], "test"),
+        ("a,0,train b,1,val c,1,train d,0,val", [0, 20], [10, 30], "val"),
+        ("a,0,train b,0,val a,0,train", [0, 0], [10], "val"),
+        ("a,0,train b,-1,test c,0,validation", [0], [20], "validation"),
+        ("a,0,train b,0,test", [0], [10], "test"),
     ],
 )
-def test_no_image_is_in_both_splits(images, rows, columns, train, val, val_split):
-    path = write_table(images, rows, columns)
+def test_no_image_is_in_both_splits(images, rows, train, val, val_split):
+    path = write_table(images, rows)
     source = open_table(path)
     assert (gray_levels(source), source.split) == (val, val_split)
-    if train is None:
-        with refused(path, "has no row with split 'train'"):
-            open_table(path, "train")
-        return
     assert gray_levels(open_table(path, "train")) == train
     # The labels of both splits count.
     assert open_table(path, "train").num_classes == source.num_classes
+
+
+def test_all_rows_are_validation_images_without_a_column_split(images):
+    path = write_table(images, "a,0 b,1", NO_SPLIT)
+    assert gray_levels(open_table(path)) == [0, 10]
+    with refused(path, "has no row with split 'train'"):
+        open_table(path, "train")
 
 
 NO_LABELS = ("1_0", "²", "+1", "1e0", "1.0", "-1", "5", "", "1" * 10)
