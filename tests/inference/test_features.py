@@ -125,15 +125,13 @@ def test_photographs_are_prepared_like_a_predictors(tmp_path):
     vit = tiny_vit.pretrained(depth=1).with_preprocessing(crop=0.8)
     arrays = noise(2, 30, 44)
     path, _ = write_images(tmp_path, arrays)
-    photograph = Image.fromarray(arrays[1])
     pixels = np.stack([*map(vit.preprocessing, arrays)])
     expected = features.features(vit, pixels).patches
-    for images in (iter([path, photograph]), tmp_path):
+    for images in (iter([path, Image.fromarray(arrays[1])]), tmp_path):
         patches = features.features(vit, images).patches
         np.testing.assert_array_equal(patches, expected)
-    for image in (photograph, arrays[1], jnp.asarray(arrays[1])):
-        patches = features.features(vit, image).patches
-        np.testing.assert_allclose(patches, expected[1:], rtol=1e-5, atol=1e-5)
+    patches = features.features(vit, jnp.asarray(arrays[1])).patches
+    np.testing.assert_allclose(patches, expected[1:], rtol=1e-5, atol=1e-5)
     with pytest.warns(UserWarning, match="images are far from 0") as warned:
         features.features(vit, np.float32(pixels))
     assert warned[0].filename == __file__
