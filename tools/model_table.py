@@ -115,7 +115,7 @@ def parity_page(measured, largest):
         of_originals(stored),
         "## The largest member of each family",
         "Built from names and shapes alone: every timm tensor has its place, and our "
-        "model has as many parameters (tests/models/test_vit_whole_size.py).",
+        "model has as many parameters (tests/models/test_registry.py).",
         of_largest(largest),
     ]
     return "\n\n".join(parts) + "\n"

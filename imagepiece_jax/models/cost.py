@@ -33,10 +33,6 @@ def cost_summary(model: ViT, dense_models: Sequence[ViT]) -> str:
         dense_gmacs = model_macs(dense_model) / 1e9
         summary += f"; dense {dense_gmacs:#.4g} with a {dense_model.config.stem} stem, "
         summary += f"{dense_gmacs / gmacs:.2f} times as many"
-    dead_gmacs = dead_macs(model) / 1e9
-    if dead_gmacs:
-        summary += f"\n{dead_gmacs:#.4g} GMACs of the last block"
-        summary += " are not computed for logits"
     return f"{table}\n{summary}"
 
 
@@ -93,22 +89,6 @@ def share_of_dense(model: ViT) -> float:
     return model_macs(model) / model_macs(model.clone(plan=plan))
 
 
-def dead_macs(model: ViT) -> float:
-    """MACs per image in the last block without effect on the logits.
-
-    `Execution.head_only` saves them. `model_macs` counts them, as published figures do.
-    """
-    last_plan = model.plan[-1]
-    num_queries = model.config.arch.num_head_tokens
-    if num_queries is None:
-        return 0
-    unused_macs = block_macs(model, last_plan)
-    unused_macs -= block_macs(model, last_plan, num_queries)
-    if last_plan.site == "mid":
-        unused_macs += reducer_macs(model, last_plan)
-    return unused_macs
-
-
 def _part_macs(model):
     """MACs [stem, *blocks, head]."""
     config = model.config
@@ -116,7 +96,7 @@ def _part_macs(model):
     arch = config.arch
     macs: list[float] = [stem_macs(config)]
     for block_plan in model.plan:
-        macs.append(block_macs(model, block_plan) + reducer_macs(model, block_plan))
+        macs.append(_block_macs(model, block_plan) + reducer_macs(model, block_plan))
     num_classifiers = 2 if arch.dist_token else 1
     head_macs = num_classifiers * width * config.num_classes
     if arch.pool == "map":  # keys, values and the probe's reads; projection and MLP
@@ -129,30 +109,21 @@ def _part_macs(model):
     return [*macs, head_macs]
 
 
-def block_macs(
-    model: ViT, block_plan: BlockPlan, num_queries: int | None = None
-) -> float:
-    """MACs per image in one block, without its reducer.
-
-    num_queries: only the first tokens attend and are returned; None: all
-    """
+def _block_macs(model, block_plan):
+    """MACs per image in one block, without its reducer."""
     config = model.config
     width = config.embed_dim
-    num_keys = block_plan.attn_tokens
-    num_values = block_plan.attn_tokens
-    num_scoring = num_queries or num_keys
-    num_returned = num_queries or block_plan.mlp_tokens
+    num_tokens = block_plan.attn_tokens
+    num_values = num_tokens
     if block_plan.site == "attention":
         # All tokens have attention weights. Only the remaining tokens have values.
-        num_scoring = num_keys
         num_values = block_plan.mlp_tokens
-    num_reading = num_queries or num_values
     # First the projections to queries, keys and values, and proj; then both products.
-    attention_macs = (num_scoring + num_keys + num_values + num_reading) * width**2
-    attention_macs += (num_scoring * num_keys + num_reading * num_values) * width
+    attention_macs = 2 * (num_tokens + num_values) * width**2
+    attention_macs += (num_tokens**2 + num_values**2) * width
     num_layers = 3 if config.arch.mlp == "swiglu" else 2  # SwiGLU's MLP has a gate
     hidden_dim = round(config.mlp_ratio * width)
-    return attention_macs + num_returned * num_layers * width * hidden_dim
+    return attention_macs + block_plan.mlp_tokens * num_layers * width * hidden_dim
 
 
 def reducer_macs(model: ViT, block_plan: BlockPlan) -> float:

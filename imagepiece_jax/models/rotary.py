@@ -69,26 +69,13 @@ class Rotary:
     def rotations(
         self, coordinates: Coordinates, head_dim: int, num_prefix: int = 0
     ) -> tuple[PlaneAngles, PlaneAngles]:
-        """(cosines, sines) of plane angles.
+        """(cosines, sines) of plane angles, in the order of `axes`.
 
         coordinates: (y, x) of the tokens; NumPy in, NumPy out
         head_dim: channels per head
         num_prefix: count of prefix tokens, which get angle 0
         """
         xp = coordinates.__array_namespace__()
-        angles = self.angles(coordinates, head_dim)
-        angles = xp.pad(angles, ((0, 0), (num_prefix, 0), (0, 0), (0, 0)))
-        return xp.cos(angles), xp.sin(angles)
-
-    @functools.cache  # noqa: B019, all blocks of a program share one constant
-    def grid_rotations(
-        self, grid: tuple[int, int], head_dim: int, num_prefix: int = 0
-    ) -> tuple[Any, Any]:
-        """`rotations` for all patches in a grid, as NumPy arrays."""
-        return self.rotations(self.coordinates(grid)[None], head_dim, num_prefix)
-
-    def angles(self, coordinates: Coordinates, head_dim: int) -> PlaneAngles:
-        """Plane angles in radians, in the order of `axes`."""
         planes_per_axis = head_dim // 4
         exponents = np.arange(planes_per_axis) / planes_per_axis
         frequencies = self.temperature**-exponents
@@ -98,7 +85,16 @@ class Rotary:
             coordinates = coordinates[..., ::-1]
         frequencies = frequencies.astype(np.float32)[None, None, None]
         angles = coordinates[..., None] * frequencies  # [batch, tokens, 2, planes]
-        return angles.reshape(*angles.shape[:2], 1, 2 * planes_per_axis)
+        angles = angles.reshape(*angles.shape[:2], 1, 2 * planes_per_axis)
+        angles = xp.pad(angles, ((0, 0), (num_prefix, 0), (0, 0), (0, 0)))
+        return xp.cos(angles), xp.sin(angles)
+
+    @functools.cache  # noqa: B019, all blocks of a program share one constant
+    def grid_rotations(
+        self, grid: tuple[int, int], head_dim: int, num_prefix: int = 0
+    ) -> tuple[Any, Any]:
+        """`rotations` for all patches in a grid, as NumPy arrays."""
+        return self.rotations(self.coordinates(grid)[None], head_dim, num_prefix)
 
     def rotate(self, heads: TokenHeads, rotations: Rotations) -> TokenHeads:
         """Rotate heads in float32."""

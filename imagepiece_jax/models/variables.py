@@ -77,7 +77,7 @@ def _reducer_shapes(model, block_plan):
         inputs = dataclasses.replace(inputs, grid=(1, counts.n_in))
         return reducer.init(key, inputs, counts)
 
-    return jax.eval_shape(init, _key_shape())
+    return jax.eval_shape(init, jax.eval_shape(root_key, 0))
 
 
 def draw_variables(
@@ -138,16 +138,12 @@ def variables_digest(tree: Any) -> str:
     return hasher.hexdigest()
 
 
-def _key_shape():
-    return jax.eval_shape(root_key, 0)
-
-
 @functools.lru_cache(maxsize=4)
 def _traced_shapes(model):
     size = image_sides(model.config.image_size)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     init = _init_function(model)  # pyrefly: ignore[bad-argument-type]
-    return jax.eval_shape(init, _key_shape(), images)
+    return jax.eval_shape(init, jax.eval_shape(root_key, 0), images)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,9 +1,20 @@
+"""Named models; the largest by tensor names and shapes, where nothing is allocated.
+
+tools/fixtures.py writes timm's shapes to tests/fixtures/whole_models.json.
+"""
+
+import json
+
+import numpy as np
 import pytest
 
-from imagepiece_jax.models import registry
+from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.create import create_model
+from imagepiece_jax.models.variables import variable_shapes
+from imagepiece_jax.weights import naming
 from tests.helpers import named_models, tiny_vit
 from tests.helpers.refused_calls import refused
+from tests.helpers.small_runs import ROOT
 
 
 @pytest.mark.parametrize(
@@ -15,11 +26,16 @@ from tests.helpers.refused_calls import refused
         ("deit_ti", "conv", 5_825_920),
         ("deit_s", "conv", 22_776_856),
         ("deit_b", "conv", 90_056_776),
+        # from the model cards of these weights, by timm's author
+        ("vit_small_patch16_dinov3.lvd1689m", "patch", 21.6e6),
+        ("vit_small_plus_patch16_dinov3_qkvb.lvd1689m", "patch", 28.7e6),
+        ("vit_base_patch16_dinov3_qkvb.lvd1689m", "patch", 85.7e6),
     ],
 )
 def test_parameter_counts_are_published(name, stem, parameters):
     shapes = tiny_vit.shapes(create_model(named_models.config(name, stem=stem)))
-    assert tiny_vit.count(shapes["params"]) == parameters
+    rounding = 0.05e6 if "dinov3" in name else 0
+    assert abs(tiny_vit.count(shapes["params"]) - parameters) <= rounding
 
 
 def test_an_unknown_model_is_answered_by_the_list():
@@ -40,3 +56,32 @@ def test_an_unknown_model_is_answered_by_the_list():
 def test_image_text_models_project_until_trained_on_classes(tag, outputs, problem_type):
     config = registry.model_config(f"vit_base_patch16_clip_224.{tag}")
     assert (config.num_classes, config.problem_type) == (outputs, problem_type)
+
+
+FILE = ROOT / "tests" / "fixtures" / "whole_models.json"
+MODELS = json.loads(FILE.read_text())
+
+
+def tensors(row):
+    """The whole state dict, of zeros without memory."""
+    shapes = dict(row["others"])
+    for name, shape in row["block"].items():
+        for index in range(row["depth"]):
+            shapes[name.replace("blocks.0.", f"blocks.{index}.")] = shape
+    zero = np.float32(0)
+    return {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_whole_model_has_timms_tensors(name):
+    row = MODELS[name]
+    model = create_model(name)
+    shapes = variable_shapes(model)
+    count = tiny_vit.count(shapes)
+    converted = naming.read_timm_tensors(tensors(row))
+    timm_tensors.match_tensors(converted, shapes)
+    assert count == pytest.approx(row["parameters"], rel=1e-4)
+    # Some papers count the head, and all round the last nonzero digit.
+    published = row["published"]
+    digit = 10 ** (len(f"{published:.0f}") - len(f"{published:.0f}".rstrip("0")))
+    assert abs(count - published) <= max(0.04 * published, digit / 2)

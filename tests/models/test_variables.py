@@ -7,9 +7,8 @@ from tests.helpers import tiny_vit
 from tests.models.test_vit_families import FAMILIES
 
 BFLOAT16 = {"dtype": "bfloat16"}
-MODELS = {name: tiny_vit.model(tiny_vit.small_reduction(name)) for name in METHODS}
-LEARNED = [name for name, model in MODELS.items() if model.has_selectors]
-assert LEARNED
+SMALL = {name: tiny_vit.small_reduction(name) for name in METHODS}
+LEARNED = [SMALL[name] for name in METHODS if tiny_vit.model(SMALL[name]).has_selectors]
 
 
 @pytest.mark.parametrize(
@@ -18,9 +17,9 @@ assert LEARNED
         (None, {"stem": "conv"}),
         (tiny_vit.EVIT, {"arch": FAMILIES["dinov2"], "stem": "conv"}),
         ("dtem:counts=(22,22,22)", {"arch": FAMILIES["siglip"], "stem": "conv"}),
-        *((tiny_vit.small_reduction(name), BFLOAT16) for name in LEARNED),
+        *((reduction, BFLOAT16) for reduction in LEARNED),
         ("dynamicvit:keep_rate=1.0:blocks=(1,)", BFLOAT16),  # no token leaves
-        (tiny_vit.small_reduction("spvit"), BFLOAT16 | {"masked": True}),
+        (SMALL["spvit"], BFLOAT16 | {"masked": True}),
     ],
 )
 def test_shapes_equal_those_of_drawn_variables(reduction, options):

@@ -104,7 +104,6 @@ def test_every_method_runs_on_every_family(name, family):
         left = num_kept + PREFIX[family]
     assert model.config.arch.prefix == PREFIX[family]
     assert out.logits.shape == (2, tiny_vit.CLASSES)
-    assert out.pooled.shape == (2, tiny_vit.WIDTH)
     assert out.tokens.shape == out.state.x.shape == (2, left, tiny_vit.WIDTH)
     assert out.state.size.shape == (2, left)
     assert model.plan[-1].mlp_tokens == left
@@ -121,10 +120,8 @@ def test_the_prefix_stays_and_every_patch_is_counted(name, family):
     logits, size, token_of_patch, states = tiny_vit.jit(
         functools.partial(read_outputs, model)
     )(variables)
-    assert logits.shape == (2, tiny_vit.CLASSES)
     assert np.isfinite(logits).all()
     assert size.shape == (2, model.plan[-1].mlp_tokens)
-    assert len(states) == sum(bool(layer.counts) for layer in model.plan)
     assert bool(states) == (name != "none")
     for before, after in states:
         np.testing.assert_array_equal(after, before)

@@ -5,16 +5,18 @@ MLPs work where kinds of GELU differ, and LayerScale and positions have trained
 magnitudes. Float32, with products in the highest precision.
 """
 
-import numpy as np
+import chex
 import pytest
 import timm
 import torch
 
+from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.weights import naming
 from tests.helpers import named_models
 from tests.helpers.parity_record import distance, noise, record, run_tensors, run_torch
-from tools import originals
+from tests.weights.test_naming_rope import dinov3_file, eva_file
+from tools import fixtures, originals
 
 # {family: (weights by timm's name, changed fields)}. Models beyond a test's memory have
 # their whole width and less depth.
@@ -37,8 +39,36 @@ FAMILIES = {
     "SigLIP 2": ("vit_base_patch16_siglip_224.v2_webli", {}),
     "mean of patches": ("vit_medium_patch16_reg4_gap_256.sbb_in12k", {}),
 }
+ROTARY = {  # {family: (weights by timm's name, another image size or None)}
+    "DINOv3": [
+        ("vit_small_patch16_dinov3.lvd1689m", None),
+        ("vit_small_patch16_dinov3_qkvb.lvd1689m", (224, 160)),
+        ("vit_small_plus_patch16_dinov3_qkvb.lvd1689m", None),
+    ],
+    "LingBot": [("vit_small_patch16_lingbot.robbyant", (128, 128))],
+    "EVA-02": [
+        ("eva02_tiny_patch14_336.mim_in22k_ft_in1k", None),
+        ("eva02_small_patch14_224.mim_in22k", (280, 168)),
+        ("eva02_base_patch14_224.mim_in22k", None),
+        ("eva02_base_patch16_clip_224.merged2b", None),
+    ],
+    "ViT with rotary positions": [
+        ("vit_medium_patch16_rope_reg1_gap_256.sbb_in1k", None),
+        ("vit_mediumd_patch16_rope_reg1_gap_256.sbb_in1k", (128, 192)),
+        ("vit_small_patch16_rope_224.naver_in1k", (160, 224)),
+        ("vit_small_patch16_rope_ape_224.naver_in1k", None),
+    ],
+    "Perception Encoder": [
+        ("vit_pe_spatial_tiny_patch16_512.fb", (256, 128)),
+        ("vit_pe_core_tiny_patch16_384.fb", None),
+    ],
+}
+CASES = [(family, *model) for family, model in FAMILIES.items()]
+for family, models in ROTARY.items():
+    for name, size in models:
+        CASES.append((family, name, {"image_size": size} if size else {}))
 ACTIVATIONS = {"exact": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
-CLOSE = 1e-4  # of the largest absolute value
+CLOSE = 1e-5  # of the largest absolute value
 
 
 def randomize(model):
@@ -66,22 +96,47 @@ def randomize(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_and_tokens_equal_timms(family):
-    name, fields = FAMILIES[family]
-    ours = create_model(named_models.config(name, num_classes=7, **fields))
-    side = ours.config.image_size
-    options = {"num_classes": 7, **fields}
-    if ours.config.arch.mlp == "gelu":
-        options["act_layer"] = ACTIVATIONS[ours.config.arch.gelu]
+@pytest.mark.parametrize("family, name, fields", CASES)
+def test_logits_and_tokens_equal_timms(family, name, fields):
+    config = named_models.config(name, num_classes=7, **fields)
+    options = {"num_classes": 7, "img_size": config.image_size}
+    if "depth" in fields:
+        options["depth"] = config.depth
+    if family in FAMILIES and config.arch.mlp == "gelu":
+        options["act_layer"] = ACTIVATIONS[config.arch.gelu]
     theirs = randomize(timm.create_model(name, pretrained=False, **options))
-    images = noise(2, side, side, 3)
+    images = noise(2, *image_sides(config.image_size), 3)
     tensors = originals.memory(theirs)
-    out = run_tensors(ours, naming.read_timm_tensors(tensors), images)
+    converted = naming.read_timm_tensors(tensors)
+    out = run_tensors(create_model(config), converted, images)
     distances = {
         "logits": distance(out.logits, run_torch(theirs, images)),
         "tokens": distance(out.tokens, run_torch(theirs.forward_features, images)),
     }
-    assert max(distances.values()) < CLOSE
-    parameters = sum(int(np.size(tensor)) for tensor in tensors.values())
+    parameters = sum(leaf.numel() for leaf in theirs.parameters())
     record(family=family, name=name, fields=fields, parameters=parameters, **distances)
+    assert max(distances.values()) < CLOSE
+    packed = naming.pack_for_timm(converted, config.arch, name.partition(".")[0])
+    chex.assert_trees_all_equal(packed, tensors)
+
+
+@pytest.mark.parametrize(
+    "name, rename",
+    [
+        ("vit_small_patch16_dinov3_qkvb", dinov3_file),
+        ("vit_small_plus_patch16_dinov3_qkvb", dinov3_file),
+        ("eva02_base_patch16_clip_224", eva_file),
+        ("eva02_base_patch16_clip_224", lambda tensors: tensors),
+    ],
+)
+def test_authors_names_are_read_like_by_timm(name, rename):
+    size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+    model = timm.create_model(name, pretrained=False, **size)
+    fixtures.randomize_model(model)
+    theirs = rename(originals.memory(model))
+    tensors = {k: torch.from_numpy(v) for k, v in theirs.items()}
+    by_timm = timm.models.eva.checkpoint_filter_fn(tensors, model)
+    assert by_timm.keys() == model.state_dict().keys()
+    expected = naming.read_timm_tensors({k: v.numpy() for k, v in by_timm.items()})
+    actual = naming.read_timm_tensors({f"module.{k}": v for k, v in theirs.items()})
+    chex.assert_trees_all_equal(actual, expected)

@@ -1,15 +1,21 @@
 """Folders written by transformers and timm load by their path alone.
 
+The truth is their models, transformers' pipeline, and timm's transforms and readers.
+
 Models of tools/originals, reduced in width and depth, are saved by their own package
 with its image processor. Float32, with products in the highest precision.
 """
 
 import functools
 
+import numpy as np
 import pytest
 import timm
+import torch
 import transformers
-from timm.models import _hub
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from timm.models import _hub, eva
 
 import imagepiece_jax
 from imagepiece_jax.data.preprocessing import Preprocessing
@@ -18,7 +24,6 @@ from imagepiece_jax.models.config import PROBLEM_TYPES, PROJECTION
 from imagepiece_jax.weights import timm_config, transformers_config
 from tests.helpers import named_models
 from tests.helpers.parity_record import distance, noise, run_jax, run_torch
-from tests.parity.test_config_fields import IDLE
 from tools import originals
 from tools.originals import CLASSES, config
 
@@ -26,6 +31,52 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # from transformers' saving
 LABELS = {i: f"class {i}" for i in range(CLASSES)}
 EPS = 0.03  # far from every default, so that an unread field shows
 SQUARE = {"height": originals.SIDE, "width": originals.SIDE}
+KINDS = [*transformers_config.MODEL_TYPES, *transformers_config.VISION_TYPES]
+# Fields of every configuration class: the head, and the meaning of its logits.
+READ = {"architectures", "model_type", "id2label", "problem_type", "vision_config"}
+READ |= {"vision_use_head", *transformers_config.UNQUANTIZED_FIELDS}
+# {field that changes no output in evaluation: a value other than the default}.
+IDLE = {
+    "hidden_dropout_prob": 0.3,
+    "attention_probs_dropout_prob": 0.3,
+    "attention_dropout": 0.3,
+    "drop_path_rate": 0.3,
+    # training: positions, masks and starting values
+    "pos_embed_shift": 0.3,
+    "pos_embed_jitter": 1.5,
+    "pos_embed_rescale": 1.5,
+    "use_mask_token": False,
+    "initializer_range": 0.3,
+    "initializer_factor": 2.0,
+    "layerscale_value": 0.3,
+    # a decoder of masked images, a pooler with tanh, a backbone's feature maps
+    "encoder_stride": 8,
+    "pooler_act": "relu",
+    "pooler_output_size": 8,
+    "apply_layernorm": False,
+    "reshape_hidden_states": False,
+    # the text tower, which is not read
+    "logit_scale_init_value": 1.0,
+    # the way of computing
+    "chunk_size_feed_forward": 3,
+    "output_hidden_states": True,
+}
+# Other fields that change no output, without test values: names, tensors' shapes, and
+# forms of outputs.
+ALSO_IDLE = {"projection_dim", "label2id", "_name_or_path", "transformers_version"}
+ALSO_IDLE |= {"dtype", "return_dict", "output_attentions", "is_encoder_decoder"}
+ALSO_IDLE |= {"stage_names", "out_features", "out_indices", "text_config"}
+ALSO_IDLE |= {"tie_word_embeddings"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_of_transformers_is_known(kind):
+    """A new field of an installed library fails, so that somebody looks at it."""
+    theirs = {*transformers.AutoConfig.for_model(kind).to_dict()}
+    known = READ | {*IDLE} | ALSO_IDLE
+    if model := transformers_config.MODEL_TYPES.get(kind):
+        known |= {*model.defaults, *model.fixed_fields}
+    assert theirs <= known, theirs - known
 
 
 def clip():
@@ -153,13 +204,6 @@ def save_timm_model(path, name, **arguments):
     return model, images, theirs
 
 
-def load_and_compare(path, images, theirs, **fields):
-    """Load a model, compare its logits, and return it."""
-    vit = imagepiece_jax.load(path, **fields)
-    assert distance(run_jax(vit, images).logits, theirs) < 1e-5
-    return vit
-
-
 WHOLE = {  # architectures with their own sizes
     "test_vit.r160_in1k": {},
     "test_vit2.r160_in1k": {"num_classes": 3},
@@ -200,7 +244,10 @@ ARGUMENTS = [
     # Published with QuickGELU and tanh GELU, which timm's constructor lacks.
     ("vit_base_patch16_clip_224.openai", dict(num_classes=512, global_pool="avg")),
     ("vit_base_patch16_siglip_224.webli", dict(num_classes=0)),
+    (PLAIN, dict(img_size=(64, 256))),
 ]
+for pool in ("avg", "token", ""):
+    ARGUMENTS.append((PLAIN, dict(global_pool=pool, fc_norm=False, num_classes=0)))
 
 
 TIMM = [*WHOLE.items(), *((name, TINY | changed) for name, changed in ARGUMENTS)]
@@ -209,7 +256,8 @@ TIMM = [*WHOLE.items(), *((name, TINY | changed) for name, changed in ARGUMENTS)
 @pytest.mark.parametrize("name, arguments", TIMM)
 def test_a_timm_folder_loads(tmp_path, name, arguments):
     model, images, theirs = save_timm_model(tmp_path, name, **arguments)
-    vit = load_and_compare(tmp_path, images, theirs)
+    vit = imagepiece_jax.load(tmp_path)
+    assert distance(run_jax(vit, images).logits, theirs) < 1e-5
     cfg = model.pretrained_cfg
     assert (vit.config.mean, vit.config.std) == (tuple(cfg["mean"]), tuple(cfg["std"]))
     assert vit.preprocessing.crop == cfg["crop_pct"]
@@ -218,31 +266,126 @@ def test_a_timm_folder_loads(tmp_path, name, arguments):
     assert (vit.class_names or ()) == names
 
 
-# vit_tiny_patch16_224 with the arguments TINY, as a config.
-MADE = {"depth": 2, "embed_dim": 24, "num_heads": 3, "image_size": 32}
-
-
 def test_a_model_with_post_norms_loads_by_a_config(tmp_path):
     """Its tensors are like other EVA models', and its name is unknown."""
     name = "eva02_enormous_patch14_clip_224"
-    _, *expected = save_timm_model(tmp_path, name, **TINY | {"img_size": 28})
+    _, images, theirs = save_timm_model(tmp_path, name, **TINY | {"img_size": 28})
     with pytest.raises(InputError, match="architecture is 'eva02_enormous_patch14_cl"):
         imagepiece_jax.load(tmp_path)
-    fields = MADE | {"image_size": 28, "mlp_ratio": int(24 * 15360 / 1792) / 24}
+    fields = {"depth": 2, "embed_dim": 24, "num_heads": 3, "image_size": 28}
+    fields["mlp_ratio"] = int(24 * 15360 / 1792) / 24
     parts = {"post_norm": True, "pool": "token", "final_norm": True, "fc_norm": False}
     config = named_models.config("eva_giant_patch14_224", arch=parts, **fields)
-    load_and_compare(tmp_path / "model.safetensors", *expected, config=config)
+    vit = imagepiece_jax.load(tmp_path / "model.safetensors", config=config)
+    assert distance(run_jax(vit, images).logits, theirs) < 1e-5
 
 
-BY_CONFIG = [({"img_size": (64, 256)}, {"image_size": (64, 256)})]  # rectangular
-for timm_pool, pool in (("avg", "mean"), ("token", "token"), ("", "none")):
-    arguments = {"global_pool": timm_pool, "fc_norm": False, "num_classes": 0}
-    BY_CONFIG.append((arguments, {"num_classes": 0, "pool": pool}))
+def picture(*shape):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("arguments, fields", BY_CONFIG)
-def test_a_file_loads_by_a_config(tmp_path, arguments, fields):
-    _, *expected = save_timm_model(tmp_path, PLAIN, **TINY | arguments)
-    load_and_compare(tmp_path, *expected)
-    config = named_models.config(PLAIN, **MADE | fields)
-    load_and_compare(tmp_path / "model.safetensors", *expected, config=config)
+def prepare_image(vit, image):
+    pixels = vit.preprocessing(np.asarray(image))[None]
+    return imagepiece_jax.normalize(pixels, vit.config.mean, vit.config.std)
+
+
+def pipeline_scores(folder, image, **fields):
+    pipe = transformers.pipeline("image-classification", model=str(folder), **fields)
+    by_name = {row["label"]: row["score"] for row in pipe(image)}
+    return [by_name[name] for name in LABELS.values()]
+
+
+@pytest.mark.parametrize("architectures", [["ViTModel"], None])
+@pytest.mark.parametrize("problem_type", PROBLEM_TYPES[:2])
+def test_a_head_has_its_labels_for_any_architectures_field(
+    tmp_path, architectures, problem_type
+):
+    """transformers names a classifier only when it saves the model itself."""
+    fields = {"problem_type": problem_type, "architectures": architectures}
+    fields = config(transformers.ViTConfig, id2label=LABELS, **fields)
+    model = originals.randomize(transformers.ViTForImageClassification(fields))
+    processor = transformers.ViTImageProcessor(size=SQUARE)
+    model.config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    image = picture(16, 16)
+    theirs = pipeline_scores(tmp_path, image, image_processor=processor)
+    vit = imagepiece_jax.load(tmp_path)
+    logits = run_jax(vit, prepare_image(vit, image)).logits
+    assert vit.class_names == (*LABELS.values(),)
+    probabilities = vit.config.head.probabilities(logits)
+    np.testing.assert_allclose(probabilities[0], theirs, atol=1e-3)
+    torch.save(model.vit.state_dict(), tmp_path / "pytorch_model.bin")
+    vit = imagepiece_jax.load(tmp_path)
+    assert (vit.config.num_classes, vit.class_names) == (0, None)
+
+
+@pytest.mark.parametrize("problem_type", [None, *PROBLEM_TYPES[1:3]])
+def test_the_head_of_a_timm_wrapper(tmp_path, problem_type):
+    images = timm.get_pretrained_cfg("vit_tiny_patch16_224").to_dict()
+    images = {k: v for k, v in images.items() if v is not None}
+    images["input_size"] = [3, 32, 32]
+    fields = transformers.TimmWrapperConfig(
+        architecture="vit_tiny_patch16_224",
+        model_args={k: v for k, v in TINY.items() if k != "num_classes"},
+        pretrained_cfg=images,
+        id2label=LABELS,
+        problem_type=problem_type,
+    )
+    kind = transformers.TimmWrapperForImageClassification
+    originals.randomize(kind(fields)).save_pretrained(tmp_path)
+    image = picture(50, 40)
+    theirs = pipeline_scores(tmp_path, image)
+    vit = imagepiece_jax.load(tmp_path)
+    logits = run_jax(vit, prepare_image(vit, image)).logits
+    outputs = logits
+    if problem_type != "regression":
+        outputs = vit.config.head.probabilities(logits)
+    np.testing.assert_allclose(outputs[0], theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("vit_tiny_patch16_224", {"dynamic_img_size": True}),
+        ("vit_small_patch16_dinov3", {}),
+    ],
+)
+def test_a_flexible_models_images_have_input_size(tmp_path, name, arguments):
+    """Images have input_size, and positions img_size."""
+    size = {"img_size": 64}
+    model = originals.randomize(timm.create_model(name, **TINY | size | arguments))
+    data = {"input_size": (3, 96, 96)}
+    _hub.save_for_hf(model, tmp_path, safe_serialization=True, data_config=data)
+    timm_model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(timm_model))
+    image = picture(120, 150)
+    with torch.no_grad():
+        theirs = timm_model(transform(image)[None])
+    vit = imagepiece_jax.load(tmp_path)
+    assert (vit.image_size, vit.origin.image_size) == (96, 64)
+    assert distance(run_jax(vit, prepare_image(vit, image)).logits, theirs) < 1e-5
+    assert imagepiece_jax.load(tmp_path, image_size=32).image_size == 32
+
+
+def test_eva02s_pretrained_file(tmp_path):
+    """Its last norm is the pooled vector's, like in timm's reader."""
+    name = "eva02_tiny_patch14_224.mim_in22k"
+    size = {"img_size": 28, "embed_dim": 48, "num_heads": 4, "num_classes": 0}
+    model = originals.randomize(timm.create_model(name, **TINY | size))
+    renamed = {"mlp.fc1_g": "mlp.w1", "mlp.fc1_x": "mlp.w2", "mlp.fc2": "mlp.w3"}
+    file = {"mask_token": torch.ones(1, 1, 48)}
+    for tensor_name, tensor in model.state_dict().items():
+        for timm_part, authors_part in (renamed | {"fc_norm": "norm"}).items():
+            tensor_name = tensor_name.replace(timm_part, authors_part)
+        file[tensor_name] = tensor
+    file |= {"lm_head.weight": torch.ones(9, 48), "lm_head.bias": torch.ones(9)}
+    model.load_state_dict(eva.checkpoint_filter_fn(dict(file), model))
+    torch.save({"model": file}, tmp_path / "w.pt")
+    hidden = model.blocks[0].mlp.fc2.in_features
+    size = {"embed_dim": 48, "depth": 2, "num_heads": 4, "mlp_ratio": hidden / 48}
+    ours = named_models.config(name, image_size=28, **size)
+    vit = imagepiece_jax.load(tmp_path / "w.pt", config=ours)
+    images = noise(2, 28, 28, 3)
+    assert distance(run_jax(vit, images).pooled, run_torch(model, images)) < 1e-5

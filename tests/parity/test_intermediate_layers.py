@@ -11,6 +11,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from tests.helpers import named_models
 from tests.helpers.parity_record import distance, noise, run_torch
+from tests.parity.test_families import ACTIVATIONS
 from tools import originals
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -26,10 +27,9 @@ LAYERS = [0, 2]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_equal_timms(name):
-    arch = registry.model_config(name).arch
-    patch = registry.model_config(name).patch_size
-    size = (3 * patch, 6 * patch)
-    act = {"quick": "quick_gelu", "tanh": "gelu_tanh", "exact": "gelu"}[arch.gelu]
+    config = registry.model_config(name)
+    size = (3 * config.patch_size, 6 * config.patch_size)
+    act = ACTIVATIONS[config.arch.gelu]
     theirs = timm.create_model(
         name, pretrained=False, img_size=size, act_layer=act, num_classes=5, **SMALL
     ).eval()

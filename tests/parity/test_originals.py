@@ -6,14 +6,17 @@ highest precision. Skipped without torch, timm or transformers.
 
 import dataclasses
 import json
+import pathlib
 
 import chex
 import numpy as np
 import pytest
+import timm
 
 import imagepiece_jax
+from imagepiece_jax.models import registry
 from imagepiece_jax.weights import naming
-from tests.helpers.parity_record import distance, record, run_jax
+from tests.helpers.parity_record import distance, public_weights, record, run_jax
 from tools import fixtures, originals
 
 # From transformers' imports and saving.
@@ -51,3 +54,24 @@ def test_stored_fixtures_are_these_checkpoints():
             np.testing.assert_allclose(stored["outputs"], original.outputs, atol=1e-5)
             for key, tensor in original.tensors.items():
                 np.testing.assert_array_equal(stored[key], tensor, err_msg=key)
+
+
+def names_of_files():
+    """{file's stem: timm's names} of PyTorch files."""
+    names = {}
+    for name in public_weights():
+        url = timm.get_pretrained_cfg(name.rstrip(".")).url
+        if url and url.endswith(".pth"):
+            names.setdefault(pathlib.PurePosixPath(url).stem, []).append(name)
+    return names
+
+
+def test_every_original_file_has_timms_name():
+    expected = names_of_files()
+    named = {file: registry.model_in_file_name(f"{file}.pth") for file in expected}
+    rest = {file for file, name in named.items() if name is None}
+    for file in expected.keys() - rest:
+        assert [named[file]] == expected[file]
+    # Other projects' files, which nobody has checked.
+    assert all("miil" in file or file.startswith("jx_") for file in rest)
+    assert len(named) - len(rest) == 39

@@ -5,13 +5,11 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.exporters.export import export
-from tests.parity import test_open_clip
-from tests.parity.test_hub_folders import LABELS, clip, make_model, save_model
-from tools import client_pixels, originals
+from tests.parity.test_hub_folders import LABELS, clip, make_model
+from tools import originals
 from tools.originals import CLASSES
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # from transformers' saving
@@ -79,35 +77,3 @@ def test_a_graph_has_transformers_outputs(tmp_path, name):
         theirs = named_outputs(model, torch.from_numpy(images))
     for output, array in zip(names, ours, strict=True):
         np.testing.assert_allclose(array, theirs[output].numpy(), rtol=0, atol=1e-5)
-
-
-def test_a_saved_folder_exports_a_config_of_transformers(tmp_path):
-    save_model("dinov2", tmp_path / "model")
-    vit = imagepiece_jax.load(tmp_path / "model")
-    saved_vit = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "saved"))
-    export(saved_vit, tmp_path / "out", layout="transformers")
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert (config["model_type"], config["hidden_size"]) == ("vit", originals.WIDTH)
-
-
-@pytest.mark.parametrize("mode", ["shortest", "squash"])
-def test_a_tower_of_open_clip_has_its_vectors(tmp_path, mode):
-    content, model = test_open_clip.make_clip({}, {"quick_gelu": True})
-    test_open_clip.save_clip(tmp_path / "clip", content, model)
-    file = tmp_path / "clip" / "open_clip_config.json"
-    content = json.loads(file.read_text())
-    content["preprocess_cfg"] |= {"resize_mode": mode, "interpolation": "bilinear"}
-    file.write_text(json.dumps(content))
-    vit = imagepiece_jax.load(tmp_path / "clip")
-    out = export(vit, tmp_path / "out", layout="immich")
-    fields = json.loads((out.parent / "preprocess_cfg.json").read_text())
-    for field, value in content["preprocess_cfg"].items():
-        assert fields[field] == value
-    prepare = client_pixels.open_clip_transform(fields)
-    pictures = map(Image.fromarray, client_pixels.odd_pictures()[1:-1])
-    images = np.stack([prepare(picture) for picture in pictures])
-    with torch.no_grad():
-        theirs = model.encode_image(torch.from_numpy(images), normalize=True).numpy()
-    session = onnxruntime.InferenceSession(out)
-    (ours,) = session.run(None, {"image": images})
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
