@@ -29,11 +29,11 @@ def start(devices, *arguments):
     """Run this file as a script in a new process with some CPU devices."""
     flags = f"{compiling.QUICK} --xla_force_host_platform_device_count={devices}"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    return forked_processes.Process([sys.executable, __file__, *arguments], env=env)
+    return forked_processes.fork([__file__, *arguments], env=env)
 
 
 def test_eight_devices():
-    assert start(8, "eight").wait(timeout=120) == 0
+    assert forked_processes.statuses([start(8, "eight")], timeout=120) == [0]
 
 
 @pytest.mark.slow

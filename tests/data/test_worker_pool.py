@@ -3,7 +3,6 @@ import os
 import pathlib
 import re
 import signal
-import sys
 import time
 import types
 
@@ -108,15 +107,15 @@ def test_a_workers_error_is_the_main_processs():
 def test_workers_end_with_a_killed_run():
     reader, writer = map(open, os.pipe(), "rw")
     with reader, writer:
-        command = [sys.executable, "-m", "tests.helpers.reading_tasks"]
-        running = forked_processes.Process(command, stdout=writer)
+        words = ["-m", "tests.helpers.reading_tasks"]
+        running = forked_processes.fork(words, stdout=writer)
         try:
             assert reader.readline() == "\n"  # after its first batch
             started = child_workers(running.pid)
             assert len(started) == 2 and shared_mappings(running.pid)
         finally:
             running.kill()
-        running.wait(timeout=20)
+        running.join(timeout=20)
     assert wait_for_end(started)
 
 

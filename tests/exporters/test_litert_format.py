@@ -14,17 +14,17 @@ from imagepiece_jax.inference.features import features
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import open_program
 from tests.helpers import tiny_vit
-from tests.helpers.architecture_pairs import (
-    ARCHITECTURES,
-    covering_architectures,
-    narrow_model,
-    short_model,
-)
 from tests.helpers.litert_runs import count_operators, run_litert
 from tests.helpers.picture_files import noise
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 from tests.helpers.run_command import call
+from tests.helpers.small_architectures import (
+    ARCHITECTURES,
+    covering_architectures,
+    narrow_model,
+    short_model,
+)
 from tests.models.test_vit_families import FAMILIES
 
 

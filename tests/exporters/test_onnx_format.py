@@ -8,15 +8,6 @@ from imagepiece_jax.inference.features import features
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.helpers import tiny_vit
-from tests.helpers.architecture_pairs import (
-    ARCHITECTURES,
-    MEANS,
-    MERGED,
-    ROTARY,
-    covering_architectures,
-    narrow_model,
-    short_model,
-)
 from tests.helpers.onnx_runs import (
     EVIT,
     FORBIDDEN_OPERATORS,
@@ -25,6 +16,15 @@ from tests.helpers.onnx_runs import (
     check_graph,
     open_session,
     run_onnxruntime,
+)
+from tests.helpers.small_architectures import (
+    ARCHITECTURES,
+    MEANS,
+    MERGED,
+    ROTARY,
+    covering_architectures,
+    narrow_model,
+    short_model,
 )
 from tests.models.test_vit_families import FAMILIES
 

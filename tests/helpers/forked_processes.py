@@ -11,7 +11,6 @@ import os
 import pathlib
 import runpy
 import socket
-import subprocess
 import sys
 import types
 from multiprocessing import connection, forkserver
@@ -29,58 +28,39 @@ MODULES = [
 ]
 
 
-class Process:
-    """Like `subprocess.Popen`, for `python FILE`, `-m NAME` or `-c CODE`."""
+def fork(words, cwd=ROOT, env=None, stdout=None, stderr=None):
+    """Start `python WORDS`: FILE, -m NAME or -c CODE. Returns multiprocessing's object.
 
-    def __init__(self, args, cwd=ROOT, env=None, stdout=None, stderr=None):
-        self.args = args
-        words = [*map(str, args[1:])]
-        environment = dict(os.environ if env is None else env)
-        numbers = [1 if stdout is None else stdout.fileno()]
-        numbers.append(2 if stderr is None else stderr.fileno())
-        # multiprocessing passes open files only as connections.
-        files = [connection.Connection(os.dup(number)) for number in numbers]
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(MODULES)
-        # A fork would lose OpenBLAS's threads.
-        server = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-        with mock.patch.dict(os.environ, server):
-            forkserver.ensure_running()
-        self._process = context.Process(
-            target=_run, args=(words, cwd, environment, files)
-        )
-        self._process.start()
-        self.pid = self._process.pid
-        for file in files:
-            file.close()
-
-    def wait(self, timeout=None):
-        """The exit status, negative after a signal."""
-        self._process.join(timeout)
-        if self.poll() is None:
-            raise subprocess.TimeoutExpired(self.args, timeout)
-        return self.poll()
-
-    def poll(self):
-        """The exit status; None while it runs."""
-        return self._process.exitcode
-
-    def send_signal(self, signum):
-        if self.poll() is None:
-            os.kill(self.pid, signum)
-
-    def kill(self):
-        self._process.kill()
-
-
-if sys.platform != "linux":
-    Process = subprocess.Popen  # elsewhere a fork may not use earlier imports
+    stdout, stderr: open files; None: the test's own
+    """
+    environment = dict(os.environ if env is None else env)
+    numbers = [1 if stdout is None else stdout.fileno()]
+    numbers.append(2 if stderr is None else stderr.fileno())
+    # multiprocessing passes open files only as connections.
+    files = [connection.Connection(os.dup(number)) for number in numbers]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(MODULES)
+    # A fork would lose OpenBLAS's threads.
+    server = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    with mock.patch.dict(os.environ, server):
+        forkserver.ensure_running()
+    arguments = [*map(str, words)], cwd, environment, files
+    process = context.Process(target=_run, args=arguments)
+    process.start()
+    for file in files:
+        file.close()
+    return process
 
 
 def statuses(processes, timeout):
-    """Wait for processes' exit statuses, and leave no process running."""
+    """Wait for processes' exit statuses, and leave no process running.
+
+    A status is negative after a signal, and None if the process had to be killed.
+    """
     try:
-        return [process.wait(timeout=timeout) for process in processes]
+        for process in processes:
+            process.join(timeout)
+        return [process.exitcode for process in processes]
     finally:
         for process in processes:
             process.kill()

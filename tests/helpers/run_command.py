@@ -86,16 +86,16 @@ def start(*words, cwd=ROOT, imported=False, timeout=120, **environment):
 
     imported: fork it from one that has imported JAX and the package
     """
-    new_process = forked_processes.Process if imported else subprocess.Popen
+    words = [*map(str, words)]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = new_process(
-            [sys.executable, *map(str, words)],
-            cwd=cwd,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-            stdout=out,
-            stderr=err,
-        )
-        (status,) = forked_processes.statuses([process], timeout)
+        options = {"cwd": cwd, "env": env, "stdout": out, "stderr": err}
+        if imported:
+            process = forked_processes.fork(words, **options)
+            (status,) = forked_processes.statuses([process], timeout)
+        else:
+            command = [sys.executable, *words]
+            status = subprocess.run(command, timeout=timeout, **options).returncode
         out.seek(0)
         err.seek(0)
         return Ended(status, out.read(), err.read())

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import sys
 import uuid
 
 import numpy as np
@@ -100,9 +99,8 @@ def compile_once(patch):
         setup = run.setup
         options = dataclasses.replace(setup.config, init=InitConfig())
         model = setup.config.create_train_model(epoch)
-        loss = setup.loss.__code__  # a page's loss is a new function each time
-        loss = loss.co_code, loss.co_consts, loss.co_names
-        key = repr((options, setup.data.length, model, run.teacher, loss))
+        loss_name = setup.loss.__qualname__
+        key = repr((options, setup.data.length, model, run.teacher, loss_name))
         if key not in steps:
             steps[key] = compiled(run, epoch)
         return steps[key]
@@ -151,13 +149,13 @@ def start(workdir, fields, devices=1, log="", **variables):
     log: its output goes to WORKDIR.log, or to WORKDIR.LOG.log
     variables: added to its environment
     """
-    words = [sys.executable, "train.py", "--config=configs/quickstart.py"]
+    words = ["train.py", "--config=configs/quickstart.py"]
     words += [f"--config.{name}={value}" for name, value in fields.items()]
     words.append(f"--workdir={workdir}")
     env = environment(devices) | variables
     name = ".".join(filter(None, (str(workdir), log, "log")))
     with open(name, "a", encoding="utf-8") as out:
-        return forked_processes.Process(words, env=env, stdout=out, stderr=out)
+        return forked_processes.fork(words, env=env, stdout=out, stderr=out)
 
 
 def start_two(workdir, fields, **second_fields):

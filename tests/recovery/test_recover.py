@@ -1,6 +1,5 @@
 import json
 import signal
-import sys
 
 import chex
 import numpy as np
@@ -98,10 +97,10 @@ json.dump(report.curve, open(sys.argv[1], "w"))
 def test_several_devices_give_a_close_curve(tmp_path):
     """They sum in another order, and every step enlarges earlier rounding."""
     file = tmp_path / "curve.json"
-    words = [sys.executable, "-c", ELSEWHERE, str(file)]
-    process = forked_processes.Process(words, env=small_runs.environment(devices=4))
+    words = ["-c", ELSEWHERE, str(file)]
+    process = forked_processes.fork(words, env=small_runs.environment(devices=4))
     curve = np.array(run_recovery(reduced_model()).recovery.variants[0].curve)
-    assert process.wait(timeout=300) == 0
+    assert forked_processes.statuses([process], timeout=300) == [0]
     assert_close(np.array(json.loads(file.read_text())), curve, units=2**13)
     # The loss changes, so close curves say something.
     assert abs(curve[-1, 1] / curve[0, 1] - 1) > 0.02

@@ -20,7 +20,8 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.exporters import test_tower
 from tests.helpers import onnx_runs, tiny_vit
-from tests.helpers.architecture_pairs import (
+from tests.helpers.rounding import UNIT
+from tests.helpers.small_architectures import (
     ARCHITECTURES,
     MEANS,
     MERGED,
@@ -29,7 +30,6 @@ from tests.helpers.architecture_pairs import (
     narrow_model,
     short_model,
 )
-from tests.helpers.rounding import UNIT
 from tests.helpers.small_photographs import draw
 from tests.helpers.small_runs import ROOT
 from tests.models.test_vit_families import FAMILIES

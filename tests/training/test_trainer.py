@@ -187,7 +187,7 @@ def test_eight_devices_train_like_one(tmp_path):
     """Dense, because rounding may flip a reduction's near ties."""
     running = small_runs.start(tmp_path / "8", DRAWING, devices=8)
     small_runs.train(small_runs.quickstart_config(DRAWING), tmp_path / "1")
-    assert running.wait(timeout=300) == 0
+    assert forked_processes.statuses([running], timeout=300) == [0]
     losses = []
     for name in ("1", "8"):
         lines = small_runs.lines(tmp_path / name, "train")

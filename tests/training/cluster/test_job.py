@@ -5,7 +5,6 @@ SLURM's variables are those in the manual of srun ("OUTPUT ENVIRONMENT VARIABLES
 
 import os
 import signal
-import sys
 import time
 import types
 
@@ -73,14 +72,14 @@ def test_a_process_waiting_for_others_ends_at_ctrl_c(tmp_path):
     code = f"{HEAD}with joined_cluster({address!r}, 2, 1): pass"
     log = tmp_path / "log"
     with log.open("w") as file:
-        words = [sys.executable, "-c", code]
+        words = ["-c", code]
         env = os.environ | {"JAX_PLATFORMS": "cpu"}
-        waiting = forked_processes.Process(words, env=env, stderr=file)
+        waiting = forked_processes.fork(words, env=env, stderr=file)
     while "waiting for all processes" not in log.read_text():
         time.sleep(0.1)
     time.sleep(1)  # until it waits
-    waiting.send_signal(signal.SIGINT)
-    assert waiting.wait(timeout=20) == -signal.SIGINT
+    os.kill(waiting.pid, signal.SIGINT)
+    assert forked_processes.statuses([waiting], timeout=20) == [-signal.SIGINT]
 
 
 # 12 steps an epoch, with random draws, averages, batch statistics and a reduction.
@@ -93,7 +92,7 @@ def wait_for_steps(workdir, count, processes):
     """Wait for `count` more steps, so that the run is in its loop."""
     last = len(small_runs.lines(workdir, "train"))
     while len(small_runs.lines(workdir, "train")) < last + count:
-        assert all(process.poll() is None for process in processes)
+        assert all(process.exitcode is None for process in processes)
         time.sleep(0.01)
 
 
@@ -114,7 +113,7 @@ def test_stopped_and_killed_runs_end_like_an_undisturbed_one(tmp_path, is_pair):
     for signum in [signal.SIGINT] + [signal.SIGTERM] * (not is_pair):
         processes = start("run")
         wait_for_steps(tmp_path / "run", 2, processes)
-        processes[-1].send_signal(signum)
+        os.kill(processes[-1].pid, signum)
         statuses = forked_processes.statuses(processes, timeout=300)
         assert set(statuses) == {128 + (signal.SIGTERM if is_pair else signum)}
         log = tmp_path / ("run.0.log" if is_pair else "run.log")
