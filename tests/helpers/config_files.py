@@ -1,5 +1,8 @@
 """Config files of published models, as on the hub."""
 
+import json
+import pathlib
+
 from imagepiece_jax.weights.description import parse_config
 
 IMAGENET_PIXELS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -8,28 +11,12 @@ CLIP_PIXELS = {
     "std": (0.26862954, 0.26130258, 0.27577711),
 }
 HALF_PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+TIMM_FILE = pathlib.Path(__file__).parents[1] / "weights" / "timm_dinov2.json"
 
 
 def timm_file(**fields):
     """config.json of timm/vit_small_patch14_reg4_dinov2.lvd142m, with `fields`."""
-    return {
-        "architecture": "vit_small_patch14_reg4_dinov2",
-        "num_classes": 0,
-        "num_features": 384,
-        "global_pool": "token",
-        "pretrained_cfg": {
-            "tag": "lvd142m",
-            "input_size": [3, 518, 518],
-            "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "crop_mode": "center",
-            "mean": [0.485, 0.456, 0.406],
-            "std": [0.229, 0.224, 0.225],
-            "num_classes": 0,
-            "first_conv": "patch_embed.proj",
-        },
-    } | fields
+    return json.loads(TIMM_FILE.read_text()) | fields
 
 
 EVA_NAME = "eva02_tiny_patch14_224"
