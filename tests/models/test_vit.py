@@ -10,7 +10,7 @@ from flax import traverse_util
 from imagepiece_jax.inference import optimize
 from imagepiece_jax.models import vit
 from imagepiece_jax.reduction.provenance import gather_tokens
-from tests.helpers import oracles, slow_deit, tiny_vit
+from tests.helpers import oracles, oracles_peaks, slow_deit, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 
@@ -41,12 +41,15 @@ def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=Fal
     return np.stack(logits), np.stack(tokens), np.stack(size), records
 
 
+SCORES = {"cls_attn": "class", "mean_attn": "mean"}
+SCORES["cls_and_mean_attn"] = "class_and_mean"
+
+
 def row_scores(inputs, slow):
     """A reducer's attention row, and the slow block's."""
-    rows = {"cls_attn": slow.rows, "mean_attn": slow.mean_rows}
-    rows["cls_and_mean_attn"] = (slow.rows + slow.mean_rows) / 2
-    (name,) = [name for name in rows if getattr(inputs, name) is not None]
-    return getattr(inputs, name), rows[name].mean(axis=0)
+    (name,) = [name for name in SCORES if getattr(inputs, name) is not None]
+    slow_scores = oracles_peaks.scores(SCORES[name], slow.query, slow.key, slow.size)
+    return getattr(inputs, name), slow_scores
 
 
 @pytest.mark.parametrize(
