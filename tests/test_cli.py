@@ -15,6 +15,7 @@ from tests.helpers.small_runs import ROOT
         (RunError("loss is nan"), 1, "error: loss is nan"),
         (MemoryError("5 TiB"), 1, "error: 5 TiB"),
         (FileNotFoundError(2, "No such file", "a"), 2, "error: No such file: 'a'"),
+        (KeyboardInterrupt(), 130, "interrupted"),
         # A stop is no error.
         (Stopped(15, 7), 143, "stopped at step 7; the same command resumes from there"),
     ],

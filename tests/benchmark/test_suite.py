@@ -7,12 +7,6 @@ from imagepiece_jax.errors import InputError
 from tests.helpers import tiny_vit
 
 
-def test_batch_sizes_fall():
-    vits = {"dense": tiny_vit.pretrained()}
-    found = suite.make_case_groups(vits, (1, 8, 32, 8), "float32", "inference")
-    assert [group["dense"].batch_size for group in found] == [32, 8, 1]
-
-
 def test_a_reduction_is_there_once():
     vit = tiny_vit.pretrained()
     with pytest.raises(InputError, match="twice"):

@@ -5,7 +5,6 @@ import imagepiece_jax
 from imagepiece_jax.commands import compare
 from imagepiece_jax.common import statistics
 from imagepiece_jax.common.files import read_json_lines
-from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.evaluation.result_cache import POINTS_FILE_NAME, decode_bits
 from tests.helpers import small_photographs, tiny_vit
 from tests.helpers.run_command import call
@@ -43,20 +42,6 @@ def test_rows_are_measured_once_into_table_and_plot(weights, tmp_path):
     second = call(compare.main, *words, "evit:blocks=(1,)").ok()
     assert second.err.count("measuring") == 1
     assert len(read_json_lines(out / POINTS_FILE_NAME)) == 4
-
-
-def test_evenly_spaced_images_have_the_functions_table(weights, tmp_path):
-    out = tmp_path / "out"
-    words = [weights, "digits", "--limit=30", "--reductions=tome:r=2", "--out", out]
-    ended = call(compare.main, *words).ok()
-    assert f"written to {out / 'compare.md'}" in ended.out
-    setting = read_json_lines(out / POINTS_FILE_NAME)[0]["setting"]
-    assert (setting["images"], setting["limit"]) == (30, 30)
-    chosen = open_source("digits", "val").evenly_spaced(30)
-    assert setting["digest"] == chosen.digest
-    vit = imagepiece_jax.load(weights)
-    report = imagepiece_jax.compare(vit, "digits", limit=30, reductions=["tome:r=2"])
-    assert str(report) == (out / "compare.md").read_text()
 
 
 def test_an_encoder_is_compared_on_photographs(tmp_path):

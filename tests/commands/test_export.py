@@ -10,7 +10,6 @@ from imagepiece_jax.exporters import onnx_format, program_facts
 from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import tiny_vit
-from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import call, sentence
 
 
@@ -50,16 +49,6 @@ def test_large_weights_are_beside_an_onnx_file(weights, tmp_path, monkeypatch):
     monkeypatch.undo()
     call(export.main, weights, out).ok()
     assert {*tmp_path.iterdir()} == {out, facts_file}
-
-
-@pytest.mark.parametrize(
-    "name, text", [("m.onnx", "mine"), ("m.onnx.json", '{"input": "mine"}')]
-)
-def test_only_an_earlier_export_is_replaced(weights, tmp_path, name, text):
-    (tmp_path / name).write_text(text)
-    with refused(name, "already exists, and export did not write it"):
-        imagepiece_jax.export(imagepiece_jax.load(weights), tmp_path / "m.onnx")
-    assert [file.read_text() for file in tmp_path.iterdir()] == [text]
 
 
 @pytest.mark.parametrize("fields", [{}, {"pixels": True, "batch_size": 7}])

@@ -77,14 +77,10 @@ def test_rows_without_a_model_are_blank(study):
     results = paper_tables.measure_rows(study, ROWS)
     printed = {"ToMe": (79.36, 3806.1), "ImagePiece": (80.22, 3891.9)}
     text = paper_tables.rows_table(ROWS, results, printed, "DeiT-S")
-    head, _, dense, tome, imagepiece = text.split("\n")
-    assert "acc1, % (DeiT-S, ImageNet-1k, published)" in head
-    assert "| DeiT |  |  | as trained |" in dense
+    _, _, dense, tome, imagepiece = text.split("\n")
     assert "| ToMe | 79.36 | 3806.1 | off-the-shelf |" in tome
     assert imagepiece.count("not measured") == 6
-    assert "| none |" in imagepiece
     assert "within noise" in tome and "within noise" not in dense
-    assert "| no model of | ImagePiece |" in paper_tables.describe_table(study, results)
 
 
 @pytest.mark.slow

@@ -36,11 +36,3 @@ def test_readmes_typed_shares_are_the_measured_reductions(stored):
             assert typed.counts == layer.counts
             if layer.step:
                 assert type(typed.step.reducer) is type(layer.step.reducer)
-
-
-def test_rows_name_all_sources(stored):
-    named = set()
-    for row in stored.readme:
-        names = ("source", "recovered_source", "h200_source")
-        named |= {row[name] for name in names if name in row}
-    assert named == set(stored.sources)

@@ -1,16 +1,8 @@
-"""Tools without a file of tests, and how all commands among the tools start."""
-
-import importlib
+"""How the commands among the tools start."""
 
 import pytest
 
 from tests.helpers.run_command import start
-
-
-@pytest.mark.parametrize("name", ["public_models", "fixtures"])
-def test_tools_of_other_libraries_import(name):
-    pytest.importorskip("timm")
-    importlib.import_module(f"tools.{name}")
 
 
 @pytest.mark.parametrize("name", ["compile_only", "gpu_speed", "onnx_speed"])
