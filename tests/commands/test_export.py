@@ -51,6 +51,13 @@ def test_large_weights_are_beside_an_onnx_file(weights, tmp_path, monkeypatch):
     assert {*tmp_path.iterdir()} == {out, facts_file}
 
 
+def test_only_an_earlier_export_is_replaced(weights, tmp_path):
+    (tmp_path / "m.onnx").write_text("mine")
+    ended = call(export.main, weights, tmp_path / "m.onnx")
+    assert "export did not write it" in sentence(ended)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+
+
 @pytest.mark.parametrize("fields", [{}, {"pixels": True, "batch_size": 7}])
 def test_a_file_is_evaluated_like_its_model(tmp_path, fields):
     pytest.importorskip("onnxruntime")
