@@ -216,7 +216,6 @@ def _begin_run(setup):
         state = jax.eval_shape(make_state, variable_shapes(setup.model))
     else:
         state = jax.jit(make_state)(initial_weights.make_initial_variables(setup.model))
-    initial_weights.free_weights()  # frees host memory for the training
     progress = RunProgress(
         setup.data.find_digests(),
         teacher=variables_digest(teacher_variables),

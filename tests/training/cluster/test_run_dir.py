@@ -10,9 +10,7 @@ from tests.helpers.refused_calls import refused
 CONFIG = {
     "format": RUN_FORMAT,
     "lr": 1e-3,
-    "epochs": 300,
     "betas": (0.9, 0.999),
-    "reduction": "imagepiece:keep_rate=0.7",
     "data": {"workers": 4, "name": "digits"},
     "empty": {},
 }
