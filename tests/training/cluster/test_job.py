@@ -32,10 +32,6 @@ FACTS = "print(jax.distributed.is_initialized(), "
 FACTS += "jax.config.read('jax_cuda_visible_devices'))"
 
 
-def run(script, **variables):
-    return start("-c", HEAD + script, imported=True, **variables)
-
-
 @pytest.mark.parametrize(
     "arguments, variables, joins, gpus",
     [
@@ -49,9 +45,9 @@ def test_srun_gives_a_task_one_gpu_and_flags_give_all(
     arguments, variables, joins, gpus
 ):
     port = forked_processes.free_port()
-    os_port = f"os.environ['JAX_COORDINATOR_PORT'] = '{port}'\n"
-    joined = f"with joined_cluster({arguments.format(port=port)}): {FACTS}"
-    done = run(os_port + joined, **variables)
+    script = f"{HEAD}os.environ['JAX_COORDINATOR_PORT'] = '{port}'\n"
+    script += f"with joined_cluster({arguments.format(port=port)}): {FACTS}"
+    done = start("-c", script, imported=True, **variables)
     assert done.out.split() == [joins, gpus], done.err
 
 
