@@ -82,8 +82,11 @@ def test_only_the_amount_replaced_by_a_cost_is_refused(name):
     values |= {"block": 3, "r": 9, "inflection": -0.5, "grid_size": 5}
     values |= {"num_tokens": 9, "merge_ratio": 0.2, "target": 2.3}
     method_class = METHODS[name]
-    facts = named_models.facts()
-    plain = method_class().scale_schedule(0.2, facts)
+
+    def scaled(**fields):
+        scale = method_class(**fields).scale_schedule
+        return [scale(ratio, named_models.facts()) for ratio in (0.2, 0.7)]
+
     for field in {*method_class.amount_fields} - {"prune", "merge"}:
         amount = {field: values[field]}
         if field == method_class.ratio_field:
@@ -91,8 +94,7 @@ def test_only_the_amount_replaced_by_a_cost_is_refused(name):
                 method_class(macs=0.5, **amount)
         else:
             assert method_class(macs=0.5, **amount).macs == 0.5
-            other = method_class(**amount).scale_schedule(0.2, facts)
-            assert other != plain, field
+            assert scaled(**amount) != scaled(), field
 
 
 def test_all_macs_is_the_dense_model_and_counts_stay():
