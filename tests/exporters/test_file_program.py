@@ -10,9 +10,20 @@ from imagepiece_jax.exporters import onnx_format
 from imagepiece_jax.exporters.program_facts import facts_file
 from imagepiece_jax.models.program import open_program
 from tests.helpers import tiny_vit
+from tests.helpers.picture_files import noise
 from tests.helpers.refused_calls import refused
 
 PIXELS = np.zeros((24, tiny_vit.SIDE, tiny_vit.SIDE, 3), np.uint8)
+
+
+def test_a_last_batch_repeats_its_last_image(tmp_path):
+    """Black images would extend the ranges that calibrate int8."""
+    pytest.importorskip("onnxruntime")
+    vit = tiny_vit.pretrained(depth=1)
+    file = imagepiece_jax.export(vit, tmp_path / "m.onnx", batch_size=2, pixels=True)
+    pixels = noise(3, tiny_vit.SIDE, tiny_vit.SIDE)
+    _, last_batch = open_program(file).prepared_batches(pixels)
+    np.testing.assert_array_equal(last_batch, pixels[[2, 2]])
 
 
 def jax_logits(vit):
