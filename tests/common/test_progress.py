@@ -34,3 +34,8 @@ def test_items_are_counted(shown, monkeypatch, stream):
         assert text.split("\r")[-2].strip() == ""
     else:
         assert [line[:8] for line in text.splitlines()] == ["letters:"] * 2
+
+
+def test_times_in_words():
+    texts = [progress.duration_text(seconds) for seconds in (40, 540, 9000)]
+    assert texts == ["40 s", "9 min", "2.5 h"]
