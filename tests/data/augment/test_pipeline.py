@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 
 import jax
@@ -22,9 +21,6 @@ def augment_config(**fields):
     return AugmentConfig(**{"layers": 0} | dict.fromkeys(numbers, 0.0) | fields)
 
 
-POLICY = augment_config(layers=1, prob=0.5, magnitude=9.0, magnitude_std=0.5)
-
-
 def image_keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
@@ -36,7 +32,7 @@ def draw_boxes(prob=1.0):
 
 
 def test_augmentations_have_the_recipes_order_and_a_key_per_image():
-    full = dataclasses.replace(POLICY, erase_prob=0.5)
+    full = augment_config(layers=1, prob=0.5, magnitude=9.0, erase_prob=0.5)
     images = photograph_pieces(COUNT, SIDE, SIDE)
     keys = image_keys(COUNT)
 
