@@ -1,4 +1,3 @@
-import itertools
 import types
 
 import numpy as np
@@ -27,13 +26,6 @@ def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_n
     assert ("labels count from 0" in capsys.readouterr().out) == is_noted
 
 
-def test_a_folders_val_split_is_evaluated(tmp_path):
-    for split, name in itertools.product(("train", "val"), range(10)):
-        write_plain(tmp_path, f"{split}/{name}/0.png")
-    source = open_labeled_images(VIT, f"{tmp_path}").source
-    assert {source.image_name(index).split("/")[-3] for index in range(10)} == {"val"}
-
-
 ENCODER = types.SimpleNamespace(**vars(VIT))
 ENCODER.config = types.SimpleNamespace(
     **vars(VIT.config) | {"num_classes": 0, "head": Head(0)}
@@ -57,5 +49,3 @@ def test_an_encoder_reads_no_labels(tmp_path):
     source = open_labeled_images(ENCODER, f"{tmp_path}", need_labels=False).source
     names = [source.image_name(index)[-9:] for index in range(len(source))]
     assert names == ["ant/b.png", "eep/c.png"]
-    digits = open_labeled_images(ENCODER, "digits", need_labels=False).source
-    assert len(digits) == 359
