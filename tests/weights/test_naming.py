@@ -109,7 +109,6 @@ def zeros(*names):
 PATCHES = "embeddings.patch_embeddings.projection.weight"
 PROJ = "patch_embed.proj.weight"
 SWIN = "swin.encoder.layers.0.attn.weight"
-NORMS = [f"Transformer/encoderblock_0/LayerNorm_{i}/scale" for i in (1, 2)]
 ATTENTION = "encoder.layer.0.attention.attention"
 CLIP = "vision_model.embeddings"
 BEIT_NORM = "vit.pooler.layernorm.weight"
@@ -122,7 +121,7 @@ BEIT_NORM = "vit.pooler.layernorm.weight"
         (zeros(f"swin.{PATCHES}", SWIN), f"tensor {SWIN} is not part of transformers"),
         (zeros(f"tower.{PROJ}", "head.conv.weight"), "head.conv.weight is not part of"),
         (zeros(f"a.{PROJ}", f"b.{PROJ}"), "one vision tower, not ['a.', 'b.']"),
-        (zeros("embedding/kernel", *NORMS), "the same part, blocks.0.norm2.scale"),
+        (zeros("blocks.0.a", "blocks.0._orig_mod.a"), "are the same part, blocks.0.a"),
         (
             zeros(PATCHES, f"{ATTENTION}.key.weight", f"{ATTENTION}.query.weight"),
             "blocks.0.attn.k.weight, but not blocks.0.attn.v",

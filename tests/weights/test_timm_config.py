@@ -17,12 +17,9 @@ from tests.helpers.config_files import (
 
 
 def test_timms_form_is_parsed():
-    """Also the older form, without grouped fields."""
-    file = timm_file()
-    described = parse_config(file, {})
+    described = parse_config(timm_file(), {})
     assert described.config == registry.model_config(f"{REG4}.lvd142m")
     assert described.class_names is None
-    assert parse_config(file.pop("pretrained_cfg") | file, {}) == described
 
 
 CLIP = "vit_base_patch16_clip_224"
@@ -73,6 +70,7 @@ def test_default_arguments_change_no_part(name):
 
 
 def test_names_before_timm_0_9_are_known():
+    """In the older form, without grouped fields."""
     file = {"num_classes": 3, "input_size": [3, 224, 224], **HALF_PIXELS}
     file["architecture"] = "vit_small_patch16_224_dino"
     config = parse_config(file, {}).config
