@@ -105,19 +105,25 @@ def test_saving_an_earlier_step_replaces_it_and_removes_later_ones(workdir):
     assert folders(workdir) == ["1"]
 
 
+@contextlib.contextmanager
+def full_disk():
+    """No file may grow beyond 1,000 bytes: write() fails as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_a_full_disk_is_reported_and_loses_no_checkpoint(workdir, monkeypatch):
     """A background thread writes, so the next call raises the error."""
     monkeypatch.setattr(logging.get_absl_logger(), "disabled", True)  # as in train.py
     checkpoints = Checkpoints(workdir)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # No file may grow beyond 1,000 bytes: write() fails as on a full disk.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
+    with full_disk():
         checkpoints.save(3, make_state(3), {})
         with pytest.raises(RunError, match=r"cannot be written \(File too large\)"):
             checkpoints.save(4, make_state(4), {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with contextlib.suppress(RunError):
         checkpoints.close()
     assert_restored(Checkpoints(workdir), 2)
