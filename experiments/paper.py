@@ -36,7 +36,11 @@ from imagepiece_jax.data.class_names import check_classes
 from imagepiece_jax.data.sources.registry import short_name
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import labeled_images
-from imagepiece_jax.evaluation.result_cache import MeasuredWeights, ResultCache
+from imagepiece_jax.evaluation.result_cache import (
+    MeasuredWeights,
+    ResultCache,
+    decode_bits,
+)
 from imagepiece_jax.inference.optimize import optimize
 from imagepiece_jax.models.record import as_json
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
@@ -197,7 +201,7 @@ class Study:
         """Answers of a model with a reduction on all images, or on these."""
         weights = self.weights(vit, images)
         figures = weights.measure_reduction(Reduction.read(reduction))
-        return Answers(figures, studies.unpacked_right(figures))
+        return Answers(figures, decode_bits(figures["right"], figures["images"]))
 
     def speed(self, vit, reduction):
         """Speed in turns with the dense model, as a Clock gives it."""

@@ -5,6 +5,7 @@ runs.jsonl.
 """
 
 import dataclasses
+import json
 import pathlib
 import time
 
@@ -15,7 +16,6 @@ from imagepiece_jax.common.files import git_revision, read_json_lines
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation import accuracy
-from imagepiece_jax.evaluation.result_cache import ResultCache, decode_bits
 
 FILE = "runs.jsonl"
 
@@ -30,7 +30,8 @@ def measure_cells(cells, folder, identity, measure):
     Raises InputError before anything is measured if a line has another identity.
     """
     versions = code_versions()  # the code may change while it runs
-    lines = ResultCache(folder, name=FILE)
+    file = pathlib.Path(folder, FILE)
+    file.parent.mkdir(parents=True, exist_ok=True)
     measured = read_runs(folder)
     waiting = []
     for cell in cells:
@@ -46,7 +47,8 @@ def measure_cells(cells, folder, identity, measure):
         result = {"name": cell.name, **identity, **measure(cell)}
         result["versions"] = versions
         result["seconds"] = round(time.monotonic() - began, 1)
-        lines.append(result)
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(result) + "\n")
         jax.clear_caches()
 
 
@@ -105,14 +107,3 @@ def model_reader(vit, read, model=None):
             return accuracy.evaluate_model(step, variables, images).image_metrics
 
     return answer
-
-
-def unpacked_right(result):
-    """Right answers [images] of a result."""
-    try:
-        return decode_bits(result["right"], result["images"])
-    except ValueError as error:
-        raise InputError(
-            f"a result: right has {error}, but {result['images']} images"
-            "; remove its line, and it is measured again"
-        ) from error

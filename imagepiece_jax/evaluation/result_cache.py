@@ -40,10 +40,8 @@ class ResultCache:
     versions: versions of libraries and the device, stored with new results
     """
 
-    def __init__(
-        self, folder: AnyPath, versions: Any = None, name: str = POINTS_FILE_NAME
-    ) -> None:
-        self.path = pathlib.Path(folder, name)
+    def __init__(self, folder: AnyPath, versions: Any = None) -> None:
+        self.path = pathlib.Path(folder, POINTS_FILE_NAME)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()  # fails here if it cannot be written
         self.versions = versions or {}
@@ -51,11 +49,6 @@ class ResultCache:
         # A killed process leaves half a line, whose result is measured again.
         for point in files.read_json_lines(self.path):
             self._results[_encode_key(point["setting"])] = point["result"]
-
-    def append(self, line: Mapping[str, Any]) -> None:
-        """Write an object as the last line."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
     def measure_once(self, key: Mapping, measure: Callable, subject: str = "") -> dict:
         """Return a key's stored result, or measure and store it.
@@ -70,7 +63,9 @@ class ResultCache:
             result = measure()
             now = time.strftime("%Y-%m-%d %H:%M:%S %z")
             point = {"setting": key, "result": result, "versions": self.versions}
-            self.append(point | {"git": files.git_revision(), "time": now})
+            point |= {"git": files.git_revision(), "time": now}
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(point) + "\n")
             self._results[key_text] = json.loads(json.dumps(result))
         return self._results[key_text]
 
