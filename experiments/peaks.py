@@ -164,12 +164,12 @@ class Cell(NamedTuple):
 def reduced_cell(model, images, method, share, schedule=None, title=None):
     """A cell of a method at a share.
 
-    schedule: a name in SCHEDULES; None: the method's own
+    schedule: a name in SCHEDULES, or a schedule's text; None: the method's own
     """
     text = f"{method}:macs={share}"
     where = "own schedule"
     if schedule:
-        text += f":counts={SCHEDULES[schedule]}"
+        text += f":counts={SCHEDULES.get(schedule, schedule)}"
         where = f"{schedule} blocks"
     name, _, rest = (title or method).partition(":")
     setting = f"{name}{' ' + rest if rest else ''}, {where}, {share}"
@@ -245,6 +245,11 @@ def judging_photographs():
     return np.flatnonzero(is_judging)
 
 
+def choosing_photographs(count):
+    """Indices of `count` photographs that chose the method, evenly spaced."""
+    return np.arange(1, 600, 2)[evenly_spaced_indices(300, count)]
+
+
 class Study:
     """The models and the images.
 
@@ -260,14 +265,23 @@ class Study:
         }
         table = assets / "data/nips2017_224_jpg/labels.csv"
         photographs = open_source(f"csv:{table}", "val")
-        indices = {"photographs": judging_photographs(), "even": np.arange(0, 1000, 2)}
+        tests = as_source(imagenette)
+        judging = judging_photographs()
+        indices = {
+            "photographs": judging,
+            "photographs, even": judging[judging % 2 == 0],
+            "learned": np.arange(1, 1000, 2)[evenly_spaced_indices(500, 400)],
+            "even": np.arange(0, 1000, 2),
+            "choosing": choosing_photographs(200),
+            "choosing 100": choosing_photographs(100),
+        }
         self.images = {name: photographs.subset(indices[name]) for name in indices}
         self.labels = {name: photographs.labels[indices[name]] for name in indices}
-        images = as_source(imagenette).evenly_spaced(COUNTS["imagenette"])
-        names = map(images.image_name, range(len(images)))
-        folders = [pathlib.Path(name).parent.name for name in names]
-        self.images["imagenette"] = images
-        self.labels["imagenette"] = np.array([IMAGENETTE[name] for name in folders])
+        for name, count in (("imagenette", 2000), ("imagenette 500", 500)):
+            images = tests.evenly_spaced(count)
+            folders = [pathlib.Path(images.image_name(n)).parent for n in range(count)]
+            self.images[name] = images
+            self.labels[name] = np.array([IMAGENETTE[path.name] for path in folders])
         self.pixels = {}
         self.dense = {}
 
@@ -278,6 +292,10 @@ class Study:
 
     def load(self, cell):
         fields = {"crop": 1.0, "dtype": "float32", **dict(cell.fields)}
+        steps = fields.pop("recovery_steps", None)
+        if steps:
+            vit = self.load(cell._replace(fields=cell.fields[:-1]))
+            return imagepiece_jax.recover(vit, self.images["learned"], steps=steps)
         if cell.model != "deit":
             fields.setdefault("image_size", 224)
         vit = imagepiece_jax.load(str(self.paths[cell.model]), **fields)
@@ -558,7 +576,8 @@ BELOW = [("attended", "all"), ("attended", "three"), ("mctf", "all")]
 BELOW += [("tome", "all"), ("peaks", "five")]
 ON_IMAGENETTE = [("attended", "three"), ("tome", None), ("mctf", None)]
 ON_IMAGENETTE += [("diffrate", None), ("attended", "all"), ("peaks", "all")]
-COUNTS = {"photographs": 600, "imagenette": 2000, "even": 500}
+COUNTS = {"photographs": 600, "imagenette": 2000, "even": 500, "imagenette 500": 500}
+COUNTS |= {"choosing": 200, "choosing 100": 100, "photographs, even": 400}
 WHERE = {None: "its own blocks", "three": "3, 6, 9", "five": "2, 4, .., 10"}
 WHERE["all"] = "1 to 11"
 ENCODERS = {"dinov2": "class token", "mean": "mean of patches"}
@@ -584,9 +603,9 @@ def page_tables(folder=FOLDER):
     }
 
 
-def main():
-    """Measure the cells."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(doc=__doc__, cells=None):
+    """Measure cells of a study, by default of this one."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--assets", type=pathlib.Path, required=True)
     parser.add_argument(
         "--imagenette", type=pathlib.Path, required=True, help="the folder val"
@@ -595,7 +614,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=FOLDER)
     args = parser.parse_args()
     named = []
-    for cell in list_cells():
+    for cell in cells or list_cells():
         if any(word in cell.name for word in args.only):
             named.append(cell)
     with controls.register_methods({"parts": PeaksOfParts}):

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import peaks, recovery
+from experiments import peaks, recovery, where
 from imagepiece_jax.common.files import replace_file
 from imagepiece_jax.common.statistics import Estimate, format_estimate
 from imagepiece_jax.common.tables import markdown_table
@@ -74,6 +74,7 @@ def page_tables(results):
         "peaks-recovered": recovery.recovered_table(recovery.read_lines()),
         "recovery-cells": recovery.cells_table(recovery.read_lines()),
         **peaks.page_tables(ROOT / peaks.FOLDER),
+        **where.page_tables(ROOT / peaks.FOLDER),
     }
 
 
