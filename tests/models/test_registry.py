@@ -3,6 +3,7 @@
 tools/fixtures.py writes timm's shapes to tests/fixtures/whole_models.json.
 """
 
+import functools
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.weights import naming
+from imagepiece_jax.weights.tensor_files import LazyTensor
 from tests.helpers import named_models, tiny_vit
 from tests.helpers.refused_calls import refused
 from tests.helpers.small_runs import ROOT
@@ -68,8 +70,10 @@ def tensors(row):
     for name, shape in row["block"].items():
         for index in range(row["depth"]):
             shapes[name.replace("blocks.0.", f"blocks.{index}.")] = shape
-    zero = np.float32(0)
-    return {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
+    # A LazyTensor is not copied, as an array in memory is.
+    zeros = functools.partial(np.broadcast_to, np.float32(0))
+    lazy_zeros = {name: functools.partial(zeros, shapes[name]) for name in shapes}
+    return {name: LazyTensor(read) for name, read in lazy_zeros.items()}
 
 
 @pytest.mark.parametrize("name", MODELS)
