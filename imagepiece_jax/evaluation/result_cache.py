@@ -48,7 +48,8 @@ class ResultCache:
         self._results: dict[str, dict] = {}
         # A killed process leaves half a line, whose result is measured again.
         for point in files.read_json_lines(self.path):
-            self._results[_encode_key(point["setting"])] = point["result"]
+            if isinstance(point, dict) and point.keys() >= {"setting", "result"}:
+                self._results[_encode_key(point["setting"])] = point["result"]
 
     def measure_once(self, key: Mapping, measure: Callable, subject: str = "") -> dict:
         """Return a key's stored result, or measure and store it.

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import tempfile
 import types
 from collections.abc import Iterator
@@ -160,8 +161,10 @@ class Export:
             target = self.folder / file.relative_to(staging)
             target.parent.mkdir(exist_ok=True)
             os.replace(file, target)
-        # Only a name that export gives: anyone may have changed the JSON.
-        is_ours = earlier_weights.startswith(f"{self.graph_file.name}.")
+        # Only a name that `onnx_format.write_graph` gives: anyone may have changed the
+        # JSON.
+        pattern = rf"{re.escape(self.graph_file.name)}\.[0-9a-f]{{16}}\.data"
+        is_ours = re.fullmatch(pattern, earlier_weights)
         if is_ours and earlier_weights not in [file.name for file in weights]:
             self.graph_file.with_name(earlier_weights).unlink(missing_ok=True)
 

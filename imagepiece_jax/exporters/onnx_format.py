@@ -106,6 +106,7 @@ def write_graph(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | 
             digest.update(tensor.raw_data)
     short_digest = digest.hexdigest()[:NAME_DIGEST_DIGITS]
     weights_file = path.with_name(f"{path.name}.{short_digest}.data")
+    weights_file.unlink(missing_ok=True)  # onnx would append to it
     options = {"location": weights_file.name, "size_threshold": MIN_EXTERNAL_BYTES}
     onnx.save_model(model, path, save_as_external_data=True, **options)
     return weights_file

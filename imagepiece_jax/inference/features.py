@@ -29,6 +29,7 @@ from imagepiece_jax.reduction.provenance import follow_patches, gather_tokens
 from imagepiece_jax.reduction.state import Masking
 
 FILL_CHOICES = ("nearest", "last")
+FILE_BATCH_SIZE = 64
 
 Norm = Callable[[jax.Array], jax.Array]
 
@@ -66,7 +67,8 @@ def features(
 
     images: [B, H, W, 3] floats, normalized with the model's mean and std, or uint8,
         which is normalized here; or anything `Predictor` takes (paths, PIL images, a
-        folder, ..), which `vit.preprocessing` crops. All are computed at once
+        folder, ..), which `vit.preprocessing` crops. More than 64 files are computed
+        in batches, and their features are NumPy arrays
     layers: number of last blocks, or block indices from 0
     norm: whether `layers` get the final norm
     fill: feature of a dropped patch: "nearest", the most similar kept token's; or
@@ -74,6 +76,11 @@ def features(
     Source: `layers` as in DINOv2's get_intermediate_layers (Oquab et al., 2024).
     """
     check_loaded(vit)
+    if isinstance(images, pictures.AnyPath):
+        images, _ = pictures.list_pictures(images)
+    is_long = isinstance(images, list | tuple) and len(images) > FILE_BATCH_SIZE
+    if is_long and all(isinstance(image, pictures.AnyPath) for image in images):
+        return _batched_features(vit, images, layers=layers, norm=norm, fill=fill)
     model = vit.model
     blocks = layers
     if not np.iterable(layers):
@@ -94,6 +101,18 @@ def features(
     # Only a setting's first call compiles; later calls just start the program.
     with announced_work("compiling the features"):
         return _extract_features(variables, images, model, (blocks, norm, fill))
+
+
+def _batched_features(vit, files, **options):
+    """Compute features for files in batches, as NumPy arrays: memory stays bounded."""
+    # Copies of the last file fill the last batch, so that one program serves all.
+    num_files = len(files)
+    padded_files = [*files, *files[-1:] * (-num_files % FILE_BATCH_SIZE)]
+    batches = []
+    for start in range(0, num_files, FILE_BATCH_SIZE):
+        batch = features(vit, padded_files[start : start + FILE_BATCH_SIZE], **options)
+        batches.append(jax.device_get(batch))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num_files], *batches)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

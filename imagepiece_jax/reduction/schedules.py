@@ -8,6 +8,7 @@ tokens.
 import functools
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from imagepiece_jax.common.checks import check_range
@@ -93,7 +94,7 @@ def split_schedule(schedule: str) -> tuple[str, tuple[int, ...]]:
     Raises InputError for an invalid schedule.
     """
     name, *block_texts = schedule.split("-")
-    blocks = tuple(int(text) for text in block_texts if text.isdecimal())
+    blocks = tuple(int(text) for text in block_texts if re.fullmatch("[0-9]+", text))
     is_valid = name in SCHEDULE_SHAPES and len(blocks) == len(block_texts)
     is_valid = is_valid and len(blocks) <= MAX_BLOCKS.get(name, 0)
     if not is_valid or [*blocks] != sorted({*blocks}):

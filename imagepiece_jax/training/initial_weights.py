@@ -43,6 +43,11 @@ class InitialWeights:
         """The weights the run learns from; None: it has none."""
         return _load_dense_model("config.teacher.weights", self._run.teacher.weights)
 
+    def free_weights(self) -> None:
+        """Free the weights; a later use loads them again."""
+        for name in ("initial_weights", "teacher_weights"):
+            vars(self).pop(name, None)
+
     def complete_config(self) -> RunConfig:
         """Fill the config's empty normalization and crop from the initial weights."""
         # With the weights' normalization and crop, the first accuracy equals the

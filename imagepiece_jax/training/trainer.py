@@ -216,6 +216,7 @@ def _begin_run(setup):
         state = jax.eval_shape(make_state, variable_shapes(setup.model))
     else:
         state = jax.jit(make_state)(initial_weights.make_initial_variables(setup.model))
+    initial_weights.free_weights()  # frees host memory for the training
     progress = RunProgress(
         setup.data.find_digests(),
         teacher=variables_digest(teacher_variables),
@@ -231,7 +232,7 @@ def _begin_run(setup):
             "normalization": "config.model has another mean or std",
         }
         for field, sentence in sentences.items():
-            if saved_fields[field] != getattr(progress, field):
+            if saved_fields.get(field) != getattr(progress, field):
                 earlier = f"{setup.workdir}; {run_dir.CHOOSE_OTHER_WORKDIR}"
                 raise InputError(f"{sentence} than the run in {earlier}")
         progress = RunProgress(**saved_fields)

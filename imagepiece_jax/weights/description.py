@@ -5,6 +5,7 @@ config.json of timm, transformers, `save` or a run, or an open_clip_config.json.
 """
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import types
@@ -23,6 +24,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.create import read_run_config
 from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
+from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
 from imagepiece_jax.weights import (
     folder_files,
@@ -191,10 +193,16 @@ def _parse_own_record(config_fields):
     record = config_fields[folder_files.OWN_KEY]
     if record.get("format") != RECORD_FORMAT:
         raise earlier_revision("it")
+    if record["reduction"] is None:  # Reduction.read(None) would be the dense model
+        raise InputError(f"{folder_files.OWN_KEY}.reduction is None")
     config_record = {**record["config"]}
-    config_record["arch"] = Architecture(**config_record["arch"])
-    config_record["preprocessing"] = Preprocessing(**config_record["preprocessing"])
-    config = ViTConfig(**config_record)
+    arch_fields = {**config_record["arch"]}
+    if arch_fields["rotary"]:
+        arch_fields["rotary"] = _read_record(Rotary, arch_fields["rotary"])
+    config_record["arch"] = _read_record(Architecture, arch_fields)
+    preprocessing_fields = config_record["preprocessing"]
+    config_record["preprocessing"] = _read_record(Preprocessing, preprocessing_fields)
+    config = _read_record(ViTConfig, config_record)
     trained_size = record.get("trained_size")
     # `save` writes both parts for one model, so somebody has edited one part.
     own_values = {"mean": config.mean, "std": config.std}
@@ -211,7 +219,7 @@ def _parse_own_record(config_fields):
     recovery = None
     if "recovery" in record:
         variants = record["recovery"]["variants"]
-        recovery = Recovery(tuple(RecoveredVariant(**fields) for fields in variants))
+        recovery = Recovery(tuple(_read_record(RecoveredVariant, v) for v in variants))
     return Description(
         config,
         class_names=class_names,
@@ -223,3 +231,11 @@ def _parse_own_record(config_fields):
         trained_size=trained_size,
         digest=record.get("digest"),
     )
+
+
+def _read_record(record_class, fields):
+    """Make a dataclass of a record's fields; a missing one would become the default."""
+    for field in dataclasses.fields(record_class):
+        if field.name not in (*fields, "values"):  # values are in another file
+            raise KeyError(field.name)
+    return record_class(**fields)

@@ -18,7 +18,7 @@ from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_json
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.pretrained import Origin
-from imagepiece_jax.weights import folder_files
+from imagepiece_jax.weights import folder_files, tensor_files
 from imagepiece_jax.weights.tensor_files import PathOrStateDict
 
 HUB_SCHEME = "hf://"
@@ -132,7 +132,8 @@ def fetch_folder(hub_id: str) -> pathlib.Path:
     if not patterns:
         raise InputError(f"{hub_id} has none of {', '.join(weights_files)}")
     if patterns[0].endswith(folder_files.INDEX_ENDING):
-        patterns += read_json(folder / patterns[0])["weight_map"].values()
+        parts = tensor_files.read_weight_map(folder / patterns[0]).values()
+        patterns = [patterns[0], *parts]
     fetch(commit, patterns)
     return folder
 

@@ -102,10 +102,20 @@ def _open_safetensors(path):
         yield _make_lazy_tensors(file.keys(), file.get_tensor)
 
 
+def read_weight_map(path: pathlib.Path) -> dict[str, str]:
+    """Read the index of .safetensors or .bin in parts: {tensor name: file name}."""
+    file_of_tensor = read_json(path)["weight_map"]
+    for file_name in file_of_tensor.values():
+        part = pathlib.PurePath(str(file_name))
+        if part.name != file_name or part.suffix not in (".safetensors", ".bin"):
+            raise InputError(f"{path} names {file_name!r}, which is no part beside it")
+    return file_of_tensor
+
+
 @contextlib.contextmanager
 def _open_index(path):
-    """Open an index of .safetensors or .bin in parts, and a part when it is read."""
-    file_of_tensor = read_json(path)["weight_map"]  # {tensor name: file name}
+    """Open an index, and a part when a tensor in it is read."""
+    file_of_tensor = read_weight_map(path)
     open_parts = contextlib.ExitStack()
 
     @functools.cache

@@ -274,7 +274,9 @@ def parse_image_processor(
         _check_fixed_fields({"use_square_size": False}, processor_fields)
     defaults = PROCESSOR_DEFAULTS[processor_name]
     fields = defaults | {k: v for k, v in processor_fields.items() if k in defaults}
-    fields |= {field: bool(fields[field]) for field in _SWITCHES}  # None: False
+    for field in _SWITCHES:
+        check_choice(field, fields[field], [True, False, None])
+        fields[field] = bool(fields[field])
     check_choice("do_rescale", fields["do_rescale"], [True])
     check_choice("do_pad", fields["do_pad"], [False])
     check_range("rescale_factor", fields["rescale_factor"], *RESCALE_RANGE)

@@ -49,6 +49,13 @@ def test_large_weights_are_beside_an_onnx_file(weights, tmp_path, monkeypatch):
     monkeypatch.undo()
     call(export.main, weights, out).ok()
     assert {*tmp_path.iterdir()} == {out, facts_file}
+    # A name that no export gives stays, whatever the JSON says.
+    other = tmp_path / "model.onnx.notes"
+    other.touch()
+    facts = json.loads(facts_file.read_text()) | {"external_data": other.name}
+    facts_file.write_text(json.dumps(facts))
+    call(export.main, weights, out).ok()
+    assert {*tmp_path.iterdir()} == {out, facts_file, other}
 
 
 def test_only_an_earlier_export_is_replaced(weights, tmp_path):

@@ -30,9 +30,9 @@ def test_a_result_is_measured_once_and_then_read(tmp_path):
     assert measure_settings(tmp_path, SETTING, other)[1] == 1
 
 
-def test_a_torn_line_is_measured_again(tmp_path):
+def test_a_torn_line_is_measured_again_and_others_are_passed_over(tmp_path):
     other = SETTING | {"x": 1}
     measure_settings(tmp_path, SETTING, other)
     file = tmp_path / POINTS_FILE_NAME
-    file.write_bytes(file.read_bytes()[:-20])
+    file.write_bytes(b'5\n{"step": 1}\n' + file.read_bytes()[:-20])
     assert measure_settings(tmp_path, SETTING, other)[1] == 1

@@ -137,6 +137,29 @@ def test_photographs_are_prepared_like_a_predictors(tmp_path):
     assert warned[0].filename == __file__
 
 
+def test_a_folder_and_many_files_are_computed_in_batches(tmp_path, monkeypatch):
+    """Batches have two images; the last one repeats the fifth image."""
+    vit = tiny_vit.pretrained("tome:r=4", depth=1)
+    pixels = noise(5, 20, 20)
+    write_images(tmp_path, pixels)
+    options = {"layers": np.array([0])}
+    expected = features.features(vit, pixels, **options)
+    chex.assert_trees_all_equal(features.features(vit, tmp_path, layers=1), expected)
+    monkeypatch.setattr(features, "FILE_BATCH_SIZE", 2)
+    sizes = set()
+    extract = features._extract_features
+
+    def note_size(variables, images, *others):
+        sizes.add(len(images))
+        return extract(variables, images, *others)
+
+    monkeypatch.setattr(features, "_extract_features", note_size)
+    for images in (str(tmp_path), sorted(tmp_path.iterdir())):
+        maps = features.features(vit, images, **options)
+        chex.assert_trees_all_close(maps, expected, rtol=1e-4, atol=1e-5)
+    assert sizes == {2}
+
+
 def test_device_weights_outlive_a_trace_and_become_read_only():
     vit = tiny_vit.pretrained(tiny_vit.EVIT)
     variables = jax.tree.map(np.array, vit.variables)

@@ -88,6 +88,7 @@ def with_arguments(name="vit_small_patch14_reg4_dinov2", **arguments):
         (VIT_CONFIG, {"do_rescale": False}, "do_rescale"),
         (VIT_CONFIG, {"size": 224, "do_center_crop": True}, "size"),
         (VIT_CONFIG, CENTER | CROPPED, "size"),
+        (VIT_CONFIG, {"size": 224, "do_resize": "no"}, "do_resize"),
         (VIT_CONFIG, {"do_resize": False} | CROPPED, "do_resize"),
         (VIT_CONFIG, {"size": LONGEST, "do_resize": True}, "size"),
         (VIT_CONFIG, {"image_processor_type": "Other"}, "image_processor_type"),

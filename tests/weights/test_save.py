@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -6,12 +7,14 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.inference.optimize import fold_and_cast
 from imagepiece_jax.models.architecture import Architecture
-from imagepiece_jax.models.config import PROBLEM_TYPES
+from imagepiece_jax.models.config import PROBLEM_TYPES, ViTConfig
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.weights.description import parse_config
 from imagepiece_jax.weights.save import make_config_fields
@@ -163,6 +166,41 @@ def test_files_of_two_models_are_refused(tmp_path, make_other, name):
             with refused(str(mixed), "belongs to other weights"):
                 imagepiece_jax.load(mixed)
     imagepiece_jax.load(first)
+
+
+@pytest.mark.parametrize(
+    "group, kind",
+    [
+        ("config", ViTConfig),
+        ("config.preprocessing", Preprocessing),
+        ("config.arch", Architecture),
+        ("config.arch.rotary", Rotary),
+    ],
+)
+def test_every_field_of_a_record_is_needed(group, kind):
+    """A missing field would become DeiT's."""
+    config = json.loads(json.dumps(make_config_fields(make(**MODELS["eva02"]))))
+    parse_config(config, {})
+    for field in dataclasses.fields(kind):
+        part = changed = json.loads(json.dumps(config))
+        for name in ("imagepiece_jax", *group.split(".")):
+            part = part[name]
+        del part[field.name]
+        with refused("config.json", f"it has no {field.name}"):
+            parse_config(changed, {})
+
+
+WRONG = {"dtype": (1, "x", []), "class_names": (3, ["a"]), "reduction": [None]}
+WRONG |= {"untrained": [3], "config": ({}, 3)}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_value_of_another_type_is_refused(field):
+    config = json.loads(json.dumps(make_config_fields(make())))
+    for value in WRONG[field]:
+        config["imagepiece_jax"][field] = value
+        with refused("config.json"):
+            parse_config(config, {})
 
 
 def test_saving_keeps_other_reductions_selectors(tmp_path):

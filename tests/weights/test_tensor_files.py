@@ -157,6 +157,15 @@ def test_a_damaged_index_or_part_is_named_alone(index, tmp_path):
         read_state_dict(index)
 
 
+@pytest.mark.parametrize(
+    "part", ["../x.safetensors", "model.safetensors.index.json", 5]
+)
+def test_a_part_that_is_not_beside_its_index_is_refused(index, part):
+    index.write_text(json.dumps({"weight_map": {"a": part}}))
+    with refused(index, "no part beside it"):
+        read_state_dict(index)
+
+
 # Files of several models
 
 

@@ -79,6 +79,8 @@ def _read_rows(path, default_split):
             needed = "one must be 'filename', none twice"
             raise InputError(f"the columns are {columns}; {needed}")
         for fields in table:
+            if any(fields.get(None, ())):  # a comma at the end is harmless
+                raise InputError("it has more fields than columns; quote commas")
             row_split = fields.get("split", default_split).strip()
             check_choice("split", row_split, source.SPLIT_NAMES)
             class_name = composed_name(fields.get("class", "").strip())

@@ -154,6 +154,8 @@ def open_class_folders(root: str, request: source.SplitRequest) -> source.FileSo
             raise InputError(
                 f"{title} has class {min(differing_classes)!r} in one split"
             )
+        if os.path.samefile(*(os.path.join(root, name) for name in splits.values())):
+            raise InputError(f"{title} has the same folder in both splits")
     if request.split == "train":  # validation images may lack classes
         source.check_num_classes(request.num_classes, len(class_folders), title)
     num_classes = request.num_classes or len(class_folders)

@@ -74,6 +74,7 @@ NO_LABELS = ("1_0", "²", "+1", "1e0", "1.0", "-1", "5", "", "1" * 10)
         (SPLIT, "a,0,train c,0,val a,1,train", "in lines 2 and 4"),
         (SPLIT, "a,0,train b,0,val b,0,val", "in lines 3 and 4"),
         (SPLIT, "a,0,valid b,0,val", "has both val and valid"),
+        (NO_SPLIT, "a,0,1", "line 2: it has more fields than"),
         ("file,label", "a,0", "one must be 'filename'"),
         ("filename,label,label", "a,0,1", "none twice"),
     ],

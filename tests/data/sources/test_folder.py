@@ -71,6 +71,13 @@ def test_both_splits_need_the_same_classes(tmp_path):
             open_source(f"{tmp_path}", split)
 
 
+def test_linked_splits_are_refused(tmp_path):
+    write_plain(tmp_path, "train/a/1.jpg")
+    (tmp_path / "val").symlink_to("train")
+    with refused("the same folder in both splits"):
+        open_source(f"{tmp_path}", "val")
+
+
 def test_a_class_may_be_called_train(tmp_path):
     for split in ("train", "val"):
         names = ("bus", "train", "test")
