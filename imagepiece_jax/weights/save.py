@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from typing import Any
@@ -19,6 +20,7 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.variables import variables_digest
 from imagepiece_jax.weights import folder_files, naming, timm_config
 from imagepiece_jax.weights.description import RECORD_FORMAT, parse_config
+from imagepiece_jax.weights.tensor_files import LazyTensor
 
 # A saved folder holds up to four files. CONFIG_FILE has all `load` needs to make the
 # same model, and timm's architecture if timm has the model.
@@ -51,8 +53,9 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     tensors = naming.pack_for_timm(tensors, vit.config.arch, architecture)
     selectors = vit.collect_selectors()
     variant_tensors = vit.recovery.to_tensors() if vit.recovery else {}
-    # As `load` will read them.
-    loaded_tensors = naming.read_timm_tensors(tensors) | selectors
+    # As `load` will read them. A LazyTensor is not copied, as an array in memory is.
+    lazy = {n: LazyTensor(functools.partial(np.asarray, x)) for n, x in tensors.items()}
+    loaded_tensors = naming.read_timm_tensors(lazy) | selectors
     digest = variables_digest([loaded_tensors, variant_tensors])
     config_fields[folder_files.OWN_KEY]["digest"] = digest
     vit.warn_of_untrained()
