@@ -196,7 +196,9 @@ def read_features(file: str | os.PathLike) -> tuple[list[str], np.ndarray]:
     with _connect(file, "rw") as connection:
         shape = _read_made_by(connection)["vector"]
         query = "SELECT path, vector FROM photographs ORDER BY path"
-        rows = connection.execute(query).fetchall()
-    buffer = bytearray().join([vector for _, vector in rows])
-    vectors = np.ndarray((len(rows), *shape), DTYPES["vector"], buffer)
-    return [path for path, _ in rows], vectors
+        paths = []
+        buffer = bytearray()  # row by row: a list of all rows would take as much again
+        for path, vector in connection.execute(query):
+            paths.append(path)
+            buffer += vector
+    return paths, np.ndarray((len(paths), *shape), DTYPES["vector"], buffer)
