@@ -8,6 +8,7 @@ import pytest
 
 from imagepiece_jax.models.layers import ConvStem, PatchStem, conv_stem_widths
 from tests.helpers import oracles, tiny_vit
+from tests.helpers.refused_calls import refused
 
 SLOT = 4  # images on each of the devices that share batch statistics
 
@@ -59,6 +60,12 @@ def test_conv_stem_equals_slow_convolutions(side, is_train):
 )
 def test_a_patch_of_2_to_the_k_takes_k_convolutions(embed_dim, patch_size, widths):
     assert conv_stem_widths(embed_dim, patch_size) == widths
+
+
+@pytest.mark.parametrize("patch_size, embed_dim", [(12, 384), (1, 384), (16, 100)])
+def test_an_impossible_conv_stem_is_named(patch_size, embed_dim):
+    with refused(f"patch_size is {patch_size}", f"divides embed_dim, {embed_dim}"):
+        conv_stem_widths(embed_dim, patch_size)
 
 
 def test_convolutions_start_uniform_by_fan_in():

@@ -23,6 +23,9 @@ def test_system_files_are_left_out_and_counted(tmp_path, capsys, caplog):
         assert "6 without ending, 1 .jpg, 1 .db" in caplog.records[-1].getMessage()
     assert len(as_source(tmp_path / "train")) == 2
     assert "1 .db left out" in capsys.readouterr().out
+    (tmp_path / "none").mkdir()
+    with refused(f"folder {tmp_path / 'none'}", "holds no images"):
+        as_source(tmp_path / "none")
 
 
 def test_a_class_may_have_subfolders(tmp_path):

@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 
+from imagepiece_jax.reduction import contract
 from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
+from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests.helpers import oracles, tiny_vit
 from tests.helpers.named_models import facts
 from tests.helpers.reduction_steps import apply, decide, vectors
+from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 
 
@@ -61,3 +64,10 @@ def test_ten_tokens_stay_for_a_number_but_not_for_a_share(r, tokens, left):
     """Counts by hand, with the class token, as in the authors' code."""
     plan = plan_blocks(2, tokens - 1, MCTF(r=r).steps(facts(2)), 1)
     assert plan[-1].mlp_tokens == left
+
+
+def test_a_step_before_the_next_block_cannot_read_its_attention():
+    pooling = TokenPooling(blocks=(2,), score="class")
+    steps = (*MCTF(blocks=(1,)).steps(facts(4)), *pooling.steps(facts(4)))
+    with refused("at block 2 reads", "keep its tokens"):
+        contract.check_plan(plan_blocks(4, 196, steps), True, "token", (14, 14))

@@ -51,6 +51,19 @@ def test_srun_gives_a_task_one_gpu_and_flags_give_all(
     assert done.out.split() == [joins, gpus], done.err
 
 
+def test_incomplete_flags_are_refused():
+    cases = [(None, 2, 0), ("gpu1", 2, 0), ("gpu1:1", None, None), ("a:1", 2, 2)]
+    script = (
+        f"{HEAD}from imagepiece_jax.errors import InputError\n"
+        f"for arguments in {cases}:\n"
+        "    try:\n"
+        "        with joined_cluster(*arguments): pass\n"
+        "    except InputError as error: print(error)"
+    )
+    done = start("-c", script, imported=True)
+    assert done.out.count("give coordinator") == 4, done.err
+
+
 def test_the_loss_of_another_process_is_a_sentence():
     """A real loss may also end this process in JAX's C++, without a Python error."""
     arguments = f"'127.0.0.1:{forked_processes.free_port()}', 1, 0"
