@@ -48,17 +48,19 @@ def attention_map(
     # The maximum keeps exp finite. It changes the map only by way of eps, so it needs
     # no gradient.
     max_logit = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    is_itself = jnp.eye(query.shape[1], num_tokens, dtype=jnp.float32)[None]
+    is_itself = jnp.eye(query.shape[1], num_tokens, dtype=jnp.float32)[
+        None
+    ]  # [1, Q, N]
     visibility = is_itself + (1 - is_itself) * mask.astype(jnp.float32)[:, None, :]
-    attention = jnp.exp(logits - max_logit) * visibility[:, None]
-    attention_sum = jnp.sum(attention, axis=-1, keepdims=True)
-    return (attention + MASKED_EPS / num_tokens) / (attention_sum + MASKED_EPS)
+    weights = jnp.exp(logits - max_logit) * visibility[:, None]
+    weight_sum = jnp.sum(weights, axis=-1, keepdims=True)
+    return (weights + MASKED_EPS / num_tokens) / (weight_sum + MASKED_EPS)
 
 
 def weighted_sum(
     attention: Float[Array, "batch heads queries tokens"], value: TokenHeads
 ) -> QueryHeads:
-    """Sum values by attention."""
+    """Sum values by attention, in the type of the values."""
     attention = attention.astype(value.dtype)
     # Straight to "bqhd", JAX would swap the operands, and an exported graph transpose
     # the map.
@@ -74,15 +76,16 @@ def attend_live_tokens(
     key_bias: TokenValues | None = None,
 ) -> Float[Array, "batch heads head_dim"]:
     """Attention from a single query to the live tokens, as `attention_map` has it."""
+    # A GPU has no product for single queries, and fuses these sums.
     products = query.astype(jnp.float32) * key.astype(jnp.float32)
     logits = jnp.sum(products, axis=-1)
     logits = logits * query.shape[-1] ** -0.5
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
     max_logit = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
-    attention = jnp.exp(logits - max_logit) * mask.astype(jnp.float32)[:, :, None]
-    attention_sum = jnp.sum(attention, axis=1, keepdims=True)
-    attention = (attention + MASKED_EPS / key.shape[1]) / (attention_sum + MASKED_EPS)
+    weights = jnp.exp(logits - max_logit) * mask.astype(jnp.float32)[:, :, None]
+    weight_sum = jnp.sum(weights, axis=1, keepdims=True)
+    attention = (weights + MASKED_EPS / key.shape[1]) / (weight_sum + MASKED_EPS)
     terms = attention[..., None] * value.astype(jnp.float32)
     return jnp.sum(terms, axis=1)
 
@@ -105,14 +108,17 @@ def attend_merged(
     # the product with the merged map, in another order.
     batch, num_tokens = size.shape
     num_prefix = num_tokens - assignment.slot_of_token.shape[1]
-    token_of_slot = is_in_slot(assignment.slot_of_token, assignment.n_out)
-    token_of_slot = token_of_slot.astype(jnp.float32).transpose(0, 2, 1)
-    rows = mix_tokens(value.reshape(*value.shape[:2], -1), token_of_slot)
-    out = weighted_sum(attention, rows.reshape(batch, num_tokens, *value.shape[2:]))
-    if out.shape[1] < num_tokens:
+    is_member = is_in_slot(assignment.slot_of_token, assignment.n_out)
+    spreading_matrix = is_member.astype(jnp.float32).transpose(0, 2, 1)
+    token_values = mix_tokens(value.reshape(*value.shape[:2], -1), spreading_matrix)
+    value_heads = token_values.reshape(batch, num_tokens, *value.shape[2:])
+    out = weighted_sum(attention, value_heads)
+    if out.shape[1] < num_tokens:  # queries of the prefix alone, which does not merge
         return out
-    matrix = assignment.slot_matrix(size[:, num_prefix:])
-    return mix_tokens(out.reshape(rows.shape), matrix).reshape(value.shape)
+    merging_matrix = assignment.slot_matrix(size[:, num_prefix:])
+    return mix_tokens(out.reshape(token_values.shape), merging_matrix).reshape(
+        value.shape
+    )
 
 
 def attention_columns(
@@ -140,20 +146,21 @@ def attention_columns(
 def _fused_attention(query, key, value, key_bias, backend, length=None):
     """`dot_product_attention` for a token count that the backend accepts."""
     batch, padded_length = key.shape[:2]
-    lengths: dict[str, Any] = {}
+    length_options: dict[str, Any] = {}
     if length is not None and length != padded_length:
         key = _without_padding_gradient(key, length)
         value = _without_padding_gradient(value, length)
         # Padding attends, too, which keeps its outputs finite.
-        lengths["query_seq_lengths"] = jnp.full((batch,), padded_length, jnp.int32)
-        lengths["key_value_seq_lengths"] = jnp.full((batch,), length, jnp.int32)
+        padded_lengths = jnp.full((batch,), padded_length, jnp.int32)
+        length_options["query_seq_lengths"] = padded_lengths
+        length_options["key_value_seq_lengths"] = jnp.full((batch,), length, jnp.int32)
     bias = None
     if key_bias is not None and backend == "cudnn":
         key, value, bias = _expand_key_bias(query, key, value, key_bias)
     elif key_bias is not None:
         bias = key_bias[:, None, None, :]
     return jax.nn.dot_product_attention(
-        query, key, value, bias=bias, implementation=backend, **lengths
+        query, key, value, bias=bias, implementation=backend, **length_options
     )
 
 
@@ -164,10 +171,10 @@ def _expand_key_bias(query, key, value, key_bias):
     # PADDING_BIAS, so no token attends to them (PERFORMANCE.md, "Sizes in a
     # direction").
     if num_tokens % 2:
-        length = num_tokens + -num_tokens % BIAS_ALIGNMENT
-        key = pad_tokens(key, length)
-        value = pad_tokens(value, length)
-        padding = ((0, 0), (0, length - num_tokens))
+        padded_length = num_tokens + -num_tokens % BIAS_ALIGNMENT
+        key = pad_tokens(key, padded_length)
+        value = pad_tokens(value, padded_length)
+        padding = ((0, 0), (0, padded_length - num_tokens))
         key_bias = jnp.pad(key_bias, padding, constant_values=PADDING_BIAS)
     bias = key_bias[:, None, None, :].astype(query.dtype)
     bias_shape = (query.shape[0], 1, query.shape[1], key.shape[1])
@@ -251,6 +258,7 @@ def dot_product_attention(
         attention = attention_map(query, key[:, :length], key_bias)
         return weighted_sum(attention, value[:, :length])
     num_tokens = key.shape[1]
+    # Padding gets no attention by `length`, so its bias is any number.
     if key_bias is not None:
         key_bias = pad_tokens(key_bias, num_tokens)
     if query.shape != key.shape:  # cuDNN cannot train with a single query

@@ -21,15 +21,13 @@ def mean_attention(
     """
     query = query.astype(jnp.float32)
     if choice.uses_reference_forms():
-        attention_map = attention.attention_map(
-            query, key.astype(jnp.float32), key_bias
-        )
-        return jnp.mean(attention_map, axis=(1, 2))
+        key = key.astype(jnp.float32)
+        return jnp.mean(attention.attention_map(query, key, key_bias), axis=(1, 2))
     # A GPU has no product for single queries, and fuses these sums.
     products = jnp.sum(query[:, None] * key.astype(jnp.float32)[:, :, None], axis=-1)
     logits = products * query.shape[-1] ** -0.5  # [B, N, Q, H]
-    logits = logits.reshape(*logits.shape[:2], -1)
-    return mean_softmax(logits, key_bias, choice.uses_fast_forms(key))
+    logits_by_token = logits.reshape(*logits.shape[:2], -1)  # [B, N, Q * H]
+    return mean_softmax(logits_by_token, key_bias, choice.uses_fast_forms(key))
 
 
 def mean_query(

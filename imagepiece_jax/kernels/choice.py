@@ -18,11 +18,11 @@ def _trace_forms(forms):
     """Trace operations in these forms, or in definitions inside `reference_forms`."""
     if uses_reference_forms():
         forms = "reference"
-    token = _forms.set(forms)
+    reset_token = _forms.set(forms)
     try:
         yield
     finally:
-        _forms.reset(token)
+        _forms.reset(reset_token)
 
 
 def reference_forms() -> contextlib.AbstractContextManager[None]:

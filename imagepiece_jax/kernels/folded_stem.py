@@ -39,15 +39,15 @@ class FoldedStem(nn.Module):
             conv_fields = (self.embed_dim, (patch_size, 1), (patch_size, 1))
             return make_convolution(*conv_fields, name="proj")(images.reshape(shape))
         # A GPU computes bias and ReLU in the convolution's kernel.
-        for i, out_channels in enumerate(self.widths):
+        for number, out_channels in enumerate(self.widths):
             conv_fields = (out_channels, (3, 3), (2, 2), 1)
-            num_pixels = self.pixels_per_position if i == 0 else 1
+            num_pixels = self.pixels_per_position if number == 0 else 1
             if num_pixels > 1:
                 # Two pixels give one result, and a position's results are channels
                 # until they are separated. Both reshapes need no copy.
                 x = x.reshape(batch, height, width // num_pixels, num_pixels * channels)
                 conv_fields = (num_pixels // 2 * out_channels, (3, 3), (2, 1), 1)
-            x = make_convolution(*conv_fields, name=f"conv_{i}")(x)
+            x = make_convolution(*conv_fields, name=f"conv_{number}")(x)
             if num_pixels > 1:
                 x = x.reshape(batch, height // 2, width // 2, out_channels)
             x = nn.relu(x)

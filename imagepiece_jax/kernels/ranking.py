@@ -85,25 +85,25 @@ def reduce_largest(
         number = jnp.where(is_largest, number, highest_number)
         return largest, jnp.min(number, axis=last_axis)
 
-    def pick_larger(a, b):
-        is_first = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
-        return jnp.where(is_first, a[0], b[0]), jnp.where(is_first, a[1], b[1])
+    def pick_larger(a, b):  # of two (value, number)
+        takes_a = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
+        return jnp.where(takes_a, a[0], b[0]), jnp.where(takes_a, a[1], b[1])
 
     # One kernel on a GPU; the definition takes two.
-    start = (np.asarray(-np.inf, values.dtype), highest_number)
+    smallest = (np.asarray(-np.inf, values.dtype), highest_number)
     arrays = (jax.lax.stop_gradient(values), number)
-    return jax.lax.reduce(arrays, start, pick_larger, (last_axis,))
+    return jax.lax.reduce(arrays, smallest, pick_larger, (last_axis,))
 
 
 def count_kept_before(
     keep: TokenFlags, tokens: Int[Array, "batch listed"] | None = None
 ) -> Int32[Array, "batch listed"]:
     """Count kept tokens before every one of `tokens`; None: before every token."""
-    token = jnp.arange(keep.shape[1], dtype=jnp.int32)[None]
-    tokens = token if tokens is None else tokens
+    every_token = jnp.arange(keep.shape[1], dtype=jnp.int32)[None]
+    tokens = every_token if tokens is None else tokens
     keep = keep.astype(jnp.int32)[:, None, :]
-    is_kept_before = jnp.where(token[:, None, :] < tokens[:, :, None], keep, 0)
-    return jnp.sum(is_kept_before, axis=-1, dtype=jnp.int32)
+    count = jnp.where(every_token[:, None, :] < tokens[:, :, None], keep, 0)
+    return jnp.sum(count, axis=-1, dtype=jnp.int32)
 
 
 def index_kept_tokens(keep: TokenFlags) -> Int32[Array, "batch tokens"]:
@@ -168,27 +168,29 @@ def gather_rows(
 def _gather_by_product(x, index):
     """`gather_rows` by rows of 0 and 1: not every compiler gathers computed indices."""
     shape = (*index.shape, *x.shape[2:])
-    index = index.reshape(index.shape[0], -1, 1)
-    is_row = index == jnp.arange(x.shape[1], dtype=index.dtype)[None, None]
+    is_row = (
+        index.reshape(index.shape[0], -1, 1)
+        == jnp.arange(x.shape[1], dtype=index.dtype)[None, None]
+    )
     if x.ndim == 2:
         rows = jnp.sum(jnp.where(is_row, x[:, None, :], 0), axis=2, dtype=x.dtype)
     else:
-        rows = x.reshape(*x.shape[:2], -1).astype(jnp.float32)
+        flat_x = x.reshape(*x.shape[:2], -1).astype(jnp.float32)
         rows = jnp.einsum(
-            "bmn,bnd->bmd", is_row.astype(jnp.float32), rows, precision="highest"
+            "bmn,bnd->bmd", is_row.astype(jnp.float32), flat_x, precision="highest"
         )
     return rows.astype(x.dtype).reshape(x.shape[0], *shape[1:])
 
 
 def mark_smallest(
-    values: Float[Array, "*rows columns"], k: int
+    values: Float[Array, "*rows columns"], count: int
 ) -> Bool[Array, "*rows columns"]:
-    """Mark the k smallest values per row, ties to the lower index, in k passes."""
+    """Mark the `count` smallest values per row, ties to the lower index."""
     column = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
     is_marked = jnp.zeros(values.shape, bool)
-    for _ in range(min(k, values.shape[-1])):
-        _, smallest = find_first_largest(jnp.where(is_marked, -jnp.inf, -values))
-        is_marked |= column == smallest[..., None]
+    for _ in range(min(count, values.shape[-1])):
+        _, smallest_column = find_first_largest(jnp.where(is_marked, -jnp.inf, -values))
+        is_marked |= column == smallest_column[..., None]
     return is_marked
 
 

@@ -39,8 +39,8 @@ def cosine_similarity(
         return dot_products(unit_vectors(a, eps), unit_vectors(b, eps))
     if choice.uses_reference_forms():
         return dot_products(unit_vectors(a, eps), unit_vectors(a, eps))
-    # One product has squared lengths on its diagonal. Two-byte values are operands
-    # without conversion, because their products are exact in float32.
+    # One product has squared lengths on its diagonal, every (n + 1)-th entry. Two-byte
+    # values are operands without conversion: their products are exact in float32.
     precision = "highest" if a.dtype.itemsize > 2 else None
     product = jnp.einsum(
         "bnd,bmd->bnm", a, a, precision=precision, preferred_element_type=jnp.float32

@@ -77,7 +77,7 @@ def remove_size_directions(
 
 
 def _project_out(param, u):
-    """Multiply by P = I - u u^T, head by head, in float32."""
+    """Multiply by P = I - u u^T in float64, head by head; the result is float32."""
     head_values = np.asarray(param, np.float64).reshape(*param.shape[:-1], *u.shape)
     components = np.sum(head_values * u, axis=-1, keepdims=True)
     return (head_values - components * u).reshape(param.shape).astype(np.float32)
@@ -93,8 +93,8 @@ def second_moments(
     batch, num_tokens = query.shape[:2]
     token_weights = jnp.full(num_tokens, 1 / num_tokens)
     if has_class_token:
-        token_weight = (1 - CLASS_SHARE) / (num_tokens - 1)
-        token_weights = jnp.full(num_tokens, token_weight).at[0].set(CLASS_SHARE)
+        rest_weight = (1 - CLASS_SHARE) / (num_tokens - 1)
+        token_weights = jnp.full(num_tokens, rest_weight).at[0].set(CLASS_SHARE)
     query_moments = jnp.einsum("bnhd,bnhe,n->hde", query, query, token_weights) / batch
     # A vector shared by all keys of an image shifts the logits of a query alike, which
     # the softmax ignores. So the keys' covariance counts, not their second moment.
@@ -123,6 +123,7 @@ def least_used_direction(
         np.linalg.eigh(query_moments)[1][..., :1],
         np.linalg.eigh(key_moments)[1][..., :1],
     ]
+    # Eigenvectors are columns; from here on, vectors are [*heads, starts, head_dim].
     vectors = np.swapaxes(np.concatenate(starts, axis=-1), -1, -2)
     vectors = _turn_vectors(vectors, query_moments, key_moments, FIRST_TURNS)
     query_loss = _quadratic_form(vectors, query_moments)

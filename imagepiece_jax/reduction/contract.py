@@ -39,8 +39,8 @@ def check_plan(
         for field in missing_parts.keys() & reducer.needed_inputs:
             sentence = f"{title}: name another score, the model has no "
             raise InputError(sentence + missing_parts[field])
-        reads_before = block_plan.step.site == "pre" and reducer.attention_reads
-        if reads_before and (block == 0 or plan[block - 1].site not in (None, "pre")):
+        reads_earlier = block_plan.step.site == "pre" and reducer.attention_reads
+        if reads_earlier and (block == 0 or plan[block - 1].site not in (None, "pre")):
             raise InputError(
                 f"{title} reads attention of the block before, which must exist and "
                 "keep its tokens"
@@ -67,6 +67,7 @@ def check_form(result: object, counts: StepCounts) -> None:
     """
     n_in = counts.n_in
     n_out = counts.n_out
+    # The batch is left out. An array that is None passes.
     shapes: dict[type, dict] = {
         Assignment: {"slot_of_token": [n_in], "weight": [n_in], "attn_size": [n_in]},
         Mixing: {"matrix": [n_out, n_in], "attn_size": [n_out]},
@@ -126,8 +127,8 @@ def check_results(plan: Sequence[BlockPlan], results: Sequence[object]) -> None:
 
     Raises InputError for a result that breaks the contract, with the step's block.
     """
-    reducing = [block for block, block_plan in enumerate(plan) if block_plan.counts]
-    for block, result in zip(reducing, results, strict=True):
+    blocks = [block for block, block_plan in enumerate(plan) if block_plan.counts]
+    for block, result in zip(blocks, results, strict=True):
         counts: Any = plan[block].counts
         with titled_errors(f"block {block}, {type(plan[block].reducer).__name__}"):
             check_values(result, counts)
@@ -137,13 +138,13 @@ def random_inputs(
     reducer: Reducer, n: int, embed_dim: int, num_heads: int
 ) -> ReducerInputs:
     """Make random ReducerInputs: two images with `n` tokens."""
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, n, embed_dim)), jnp.float32)
-    size = jnp.asarray(rng.integers(1, 4, size=(2, n)), jnp.float32)
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.normal(size=(2, n, embed_dim)), jnp.float32)
+    size = jnp.asarray(generator.integers(1, 4, size=(2, n)), jnp.float32)
     scores = jax.nn.softmax(x[..., 0])
     key = x[..., : embed_dim // num_heads]
     metric = x if reducer.metric in ("token", "input") else key
     all_scores: dict[str, Any] = dict.fromkeys({*SCORES.values()} - {"key"}, scores)
     fields = {"x": x, "size": size, "attn_size": size, "metric": metric, "key": key}
-    rng = jax.random.split(root_key(0), 2)
-    return ReducerInputs(**fields, rng=rng, num_heads=num_heads, **all_scores)
+    keys = jax.random.split(root_key(0), 2)
+    return ReducerInputs(**fields, rng=keys, num_heads=num_heads, **all_scores)

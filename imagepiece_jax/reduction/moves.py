@@ -41,8 +41,8 @@ def apply_result(
     coordinates = state.coordinates
     if coordinates is not None:  # a slot's is the mean over its patches
         image_size = state.image_rows(state.size)
-        axes = coordinates[..., 0], coordinates[..., 1]
-        sums = [result.sum_slots(image_size * axis) for axis in axes]
+        rows_and_columns = coordinates[..., 0], coordinates[..., 1]
+        sums = [result.sum_slots(image_size * place) for place in rows_and_columns]
         coordinates = jnp.stack(sums, axis=-1) / result.sum_slots(image_size)[..., None]
     return TokenState(
         x=x,
@@ -123,14 +123,14 @@ def find_nearest_slots(x: TokenRows, result: Assignment) -> TokenIndices:
     """
     slot_of_token = result.slot_of_token
     is_dropped = slot_of_token == merging.DROPPED
-    max_dropped = slot_of_token.shape[1] - result.n_out
+    max_dropped = slot_of_token.shape[1] - result.n_out  # no slot is empty
     if not max_dropped:
         return slot_of_token
     gather = ranking.gather_rows
-    dropped_index = ranking.index_kept_tokens(is_dropped)
-    dropped_rows = gather(x, ranking.invert_order(dropped_index, max_dropped))
+    dropped_number = ranking.index_kept_tokens(is_dropped)  # from 0; -1: not dropped
+    dropped_rows = gather(x, ranking.invert_order(dropped_number, max_dropped))
     cosines = cosine_similarity(dropped_rows, x)
-    cosines = jnp.where(is_dropped[:, None, :], -2.0, cosines)
+    cosines = jnp.where(is_dropped[:, None, :], -2.0, cosines)  # below every cosine
     slot_of_dropped = gather(slot_of_token, ranking.find_first_largest(cosines)[1])
-    slot_if_dropped = gather(slot_of_dropped, jnp.maximum(dropped_index, 0))
+    slot_if_dropped = gather(slot_of_dropped, jnp.maximum(dropped_number, 0))
     return jnp.where(is_dropped, slot_if_dropped, slot_of_token)

@@ -24,7 +24,9 @@ def trace_patches(
     Returns int32 maps, DROPPED for patches without a token. From the first Mixing or
         Masking on, entries are None.
     """
-    assignments = itertools.takewhile(lambda r: isinstance(r, Assignment), results)
+    assignments = itertools.takewhile(
+        lambda result: isinstance(result, Assignment), results
+    )
     token_maps = [path.token_of_patch for path in follow_patches([*assignments])]
     every_patch = jnp.arange(num_patches, dtype=jnp.int32)
     token_maps[0] = jnp.broadcast_to(every_patch, (batch, num_patches))
@@ -59,25 +61,27 @@ def follow_patches(
     """
     paths = [PatchPath()]
     for index, result in enumerate(results):
-        x = reducer_inputs[index].x if reducer_inputs else None
-        paths.append(_follow_step(paths[-1], result, x, fill))
+        tokens = reducer_inputs[index].x if reducer_inputs else None
+        paths.append(_follow_step(paths[-1], result, tokens, fill))
     return paths
 
 
-def _follow_step(path, result, x, fill):
-    """Follow the patches through one step; x: tokens before it, None: not known."""
+def _follow_step(path, result, tokens, fill):
+    """Follow the patches through one step; tokens: before it, None: not known."""
     # A Mixing gives every slot a part of every token: no map says where a patch is, so
     # the path starts afresh and remembers what was mixed.
     if isinstance(result, Mixing):
-        return PatchPath(before_mixing=(path, result, x))
+        return PatchPath(before_mixing=(path, result, tokens))
     token_of_patch = compose_maps(result.slot_of_token, path.token_of_patch)
     if fill == "nearest":
-        source_token = compose_maps(find_nearest_slots(x, result), path.source_token)
+        source_token = compose_maps(
+            find_nearest_slots(tokens, result), path.source_token
+        )
         return path._replace(token_of_patch=token_of_patch, source_token=source_token)
     last_feature = None
     # After a Mixing, a patch has a part of every token, dropped tokens included.
     if fill == "last" or path.before_mixing:
-        last_feature = gather_tokens(x, path.token_of_patch)
+        last_feature = gather_tokens(tokens, path.token_of_patch)
         if path.token_of_patch is not None:
             is_dropped = (path.token_of_patch == DROPPED)[..., None]
             last_feature = jnp.where(is_dropped, path.last_feature, last_feature)

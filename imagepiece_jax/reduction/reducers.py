@@ -181,7 +181,7 @@ class Bipartite(Reducer):
 def shift_shares(
     token_change: TokenRows, live_mask: TokenValues | None = None
 ) -> TokenValues:
-    """Measure token changes by a layer, as float32 shares with sum 1.
+    """Measure token changes by a layer, as float32 shares with sum 1 (0: none live).
 
     token_change: added to the tokens by the layer
     live_mask: 1 for live tokens and 0 for masked tokens; None: all live
@@ -199,7 +199,7 @@ def uniqueness_scores(
     margin: float,
     live_mask: TokenValues | None = None,
 ) -> TokenValues:
-    """Score tokens by 1 - energy (PiToMe), as float32 shares with sum 1.
+    """Score tokens by 1 - energy (PiToMe), float32 shares with sum 1 (0: none live).
 
     key: means over heads
     live_mask: 1 for live tokens and 0 for masked tokens; None: all live
@@ -270,8 +270,8 @@ def join_kept(
     Returns (slot, cosine to the token kept there). A kept token's slot is its rank, and
     its cosine 1.
     """
-    # A kept token is its own partner, so the same pass finds its slot. A token that is
-    # not kept is as dissimilar as NaN, so no token joins it.
+    # A kept token is its own partner, so the same pass finds its slot: 2 is above every
+    # cosine. No token joins a token that is not kept, or of NaN: -3 is below.
     num_tokens = ranks.shape[1]
     cosines = jnp.where(jnp.eye(num_tokens, dtype=bool)[None], 2.0, cosines)
     cosines = jnp.where(jnp.isnan(cosines), -3.0, cosines)

@@ -66,10 +66,10 @@ class Reduction:
         # A method's name or a share of the MACs, then its fields.
         method_text, *field_texts = [part.strip() for part in text.split(":")]
         field_values: dict[str, Any] = {}
-        share = _parse_literal(method_text)
-        if isinstance(share, int | float):
+        literal = _parse_literal(method_text)
+        if isinstance(literal, int | float):
             method_class = Method
-            field_values["macs"] = share
+            field_values["macs"] = literal
         else:
             method_class = methods.find_method(method_text)
         if method_class is None:

@@ -64,9 +64,9 @@ def stretched_shares(counts: Sequence[int], depth: int, ratio: float) -> list[fl
     shares = []
     for block in range(depth):
         position = (block + 1) * len(counts) / depth
-        lower = min(math.floor(position), len(counts) - 1)
-        fraction = position - lower
-        count = points[lower] * (1 - fraction) + points[lower + 1] * fraction
+        point = min(math.floor(position), len(counts) - 1)
+        fraction = position - point
+        count = points[point] * (1 - fraction) + points[point + 1] * fraction
         shares.append(count / points[0])
     return powered_shares(shares, ratio)
 
@@ -94,6 +94,7 @@ def split_schedule(schedule: str) -> tuple[str, tuple[int, ...]]:
     Raises InputError for an invalid schedule.
     """
     name, *block_texts = schedule.split("-")
+    # `int` alone would read "3_6" as 36.
     blocks = tuple(int(text) for text in block_texts if re.fullmatch("[0-9]+", text))
     is_valid = name in SCHEDULE_SHAPES and len(blocks) == len(block_texts)
     is_valid = is_valid and len(blocks) <= MAX_BLOCKS.get(name, 0)
@@ -140,8 +141,8 @@ def check_counts(counts: str | tuple[int, ...]) -> None:
     if isinstance(counts, str):
         split_schedule(counts)
         return
-    is_tuple = isinstance(counts, tuple) and counts != ()
-    for count in counts if is_tuple else ():
+    has_entries = isinstance(counts, tuple) and counts != ()
+    for count in counts if has_entries else ():
         check_range("an entry of counts", count, least=1, whole=True)
-    if not is_tuple or [*counts] != sorted(counts, reverse=True):
+    if not has_entries or [*counts] != sorted(counts, reverse=True):
         raise InputError(f"counts is {counts!r}; it must be one of {ALLOWED_COUNTS}")

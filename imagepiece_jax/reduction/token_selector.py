@@ -124,8 +124,8 @@ def token_loss(outputs: Outputs, teacher_outputs: Outputs) -> Float[Array, ""]:
     error = student_tokens.astype(jnp.float32) - teacher_tokens.astype(jnp.float32)
     squared_error = jnp.mean(error**2, axis=-1)
     if mask is None:
-        is_live = jnp.ones_like(squared_error)
+        live_mask = jnp.ones_like(squared_error)
     else:
-        is_live = mask[:, :num_tokens] > 0.5
-    num_live = jnp.maximum(1, jnp.sum(is_live)).astype(jnp.float32)
-    return jnp.sum(jnp.where(is_live, squared_error, 0)) / num_live
+        live_mask = mask[:, :num_tokens] > 0.5
+    num_live = jnp.maximum(1, jnp.sum(live_mask)).astype(jnp.float32)
+    return jnp.sum(jnp.where(live_mask, squared_error, 0)) / num_live

@@ -73,7 +73,8 @@ def join_closest_clusters(
         jnp.broadcast_to(token, (batch, num_tokens)),
         jnp.ones((batch, num_tokens), jnp.float32),
     )
-    return jax.lax.fori_loop(0, num_merges, merge_pair, initial_carry)[1]
+    _, first_token, _ = jax.lax.fori_loop(0, num_merges, merge_pair, initial_carry)
+    return first_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,6 @@ class ATC(InStages):
     # whether means are over patches, not tokens
     size_weighting: bool = option(True, (True, False))
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
         reducer = Agglomeration(self.linkage, self.metric, self.size_weighting)
-        return self.stage_steps(model, reducer)
+        return self.stage_steps(facts, reducer)

@@ -18,6 +18,6 @@ class Attended(InStages):
 
     score: str = "auto"
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        reducer = PruneAndMerge(ALL_TOKENS, score=self.score_for(model))
-        return self.stage_steps(model, reducer)
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
+        reducer = PruneAndMerge(ALL_TOKENS, score=self.score_for(facts))
+        return self.stage_steps(facts, reducer)

@@ -36,8 +36,8 @@ DEFAULT_GMACS = {"deit_ti": 0.8, "deit_s": 2.9, "deit_b": 11.5, "mae_b": 11.5}
 @functools.cache
 def load_schedules(model: str) -> dict[float, tuple[tuple[int, ...], ...]]:
     """Load a model's schedules: {GMACs: (counts after pruning, after merging)}."""
-    schedules = json.loads(COUNT_LISTS_FILE.read_text("utf-8"))[model]
-    return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in schedules.items()}
+    lists = json.loads(COUNT_LISTS_FILE.read_text("utf-8"))[model]
+    return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in lists.items()}
 
 
 def _count_with_class_token(shares, patches):
@@ -68,12 +68,12 @@ class PruneAndMerge(Ranking):
                 slot_of_token, attn_size=inputs.attn_size, n_out=n_out, merges=False
             )
         slot_of_token, cosine = join_kept(all_cosines(x, inputs.all_x), ranks, n_out)
-        size = inputs.attn_size * cosine  # as in the authors' code
+        sizes = inputs.attn_size * cosine  # as in the authors' code
         if num_kept < counts.n_in:
             is_dropped = ranks >= num_kept
             slot_of_token = jnp.where(is_dropped, DROPPED, slot_of_token)
-            size = jnp.where(is_dropped, 0.0, size)
-        return Assignment(slot_of_token, attn_size=size, n_out=n_out, by_size=False)
+            sizes = jnp.where(is_dropped, 0.0, sizes)
+        return Assignment(slot_of_token, attn_size=sizes, n_out=n_out, by_size=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ class DiffRate(Method):
             raise InputError(f"merge is {self.merge}, with more tokens than prune")
 
     def choose_count_lists(
-        self, model: ModelFacts, stretch: bool = False
+        self, facts: ModelFacts, stretch: bool = False
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return (prune, merge): the given lists, or the published ones for the size.
 
@@ -114,14 +114,14 @@ class DiffRate(Method):
         """
         if self.prune is not None and self.merge is not None:
             return self.prune, self.merge
-        width = min(MODEL_OF_WIDTH, key=lambda width: abs(width - model.embed_dim))
+        width = min(MODEL_OF_WIDTH, key=lambda width: abs(width - facts.embed_dim))
         size_name = MODEL_OF_WIDTH[width]
         # MAE-B's schedules need ".mae" in the model's name, or a head that reads the
         # mean.
-        is_mae = model.pool == "mean" or ".mae" in (model.name or "")
+        is_mae = facts.pool == "mean" or ".mae" in (facts.name or "")
         if size_name == "deit_b" and is_mae:
             size_name = "mae_b"
-        model_size = model.embed_dim, model.depth, model.patches
+        model_size = facts.embed_dim, facts.depth, facts.patches
         is_published_size = model_size == (width, 12, 196)
         if not is_published_size and not stretch:
             raise InputError(
@@ -137,28 +137,28 @@ class DiffRate(Method):
 
         def stretch_counts(counts):  # with the class token, before and after
             image_counts = [count - 1 for count in counts]
-            shares = schedules.stretched_shares(image_counts, model.depth, ratio=0.5)
-            return _count_with_class_token(shares, model.patches)
+            shares = schedules.stretched_shares(image_counts, facts.depth, ratio=0.5)
+            return _count_with_class_token(shares, facts.patches)
 
         return stretch_counts(prune), stretch_counts(merge)
 
-    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
+    def scale_schedule(self, ratio: float, facts: ModelFacts) -> Self:
         def scale_counts(counts):
-            shares = [(count - 1) / model.patches for count in counts]
-            powered = schedules.powered_shares(shares, ratio)
-            return _count_with_class_token(powered, model.patches)
+            shares = [(count - 1) / facts.patches for count in counts]
+            powered_shares = schedules.powered_shares(shares, ratio)
+            return _count_with_class_token(powered_shares, facts.patches)
 
-        prune, merge = map(scale_counts, self.choose_count_lists(model, stretch=True))
+        prune, merge = map(scale_counts, self.choose_count_lists(facts, stretch=True))
         return dataclasses.replace(self, prune=prune, merge=merge)
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        score = self.score_for(model)
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
+        score = self.score_for(facts)
         if self.counts is not None:  # no token is dropped
             reducer = PruneAndMerge(ALL_TOKENS, score=score)
-            return tuple(Step(block, reducer) for block in range(model.depth))
-        prune, merge = self.choose_count_lists(model)
-        if not len(prune) == len(merge) == model.depth:
-            raise InputError(f"prune and merge need an entry per block, {model.depth}")
+            return tuple(Step(block, reducer) for block in range(facts.depth))
+        prune, merge = self.choose_count_lists(facts)
+        if not len(prune) == len(merge) == facts.depth:
+            raise InputError(f"prune and merge need an entry per block, {facts.depth}")
         steps = []
         for block, (num_kept, num_left) in enumerate(zip(prune, merge, strict=True)):
             # The lists count the class token.

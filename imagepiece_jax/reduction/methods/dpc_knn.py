@@ -63,5 +63,5 @@ class DpcKnn(InStages):
 
     neighbors: int = option(5, least=1)  # tokens per density, the token itself included
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        return self.stage_steps(model, DensityPeaks(self.neighbors), site="pre")
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return self.stage_steps(facts, DensityPeaks(self.neighbors), site="pre")

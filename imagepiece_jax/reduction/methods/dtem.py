@@ -42,9 +42,9 @@ def choose_softly(
 
     def draw(carry, _):
         amounts, discount = carry
-        discounted = jnp.where(is_candidate, logits + discount[:, :, None], -jnp.inf)
-        share = jax.nn.softmax(discounted.reshape(len(discounted), -1))
-        share = share.reshape(discounted.shape)
+        draw_logits = jnp.where(is_candidate, logits + discount[:, :, None], -jnp.inf)
+        share = jax.nn.softmax(draw_logits.reshape(len(draw_logits), -1))
+        share = share.reshape(draw_logits.shape)
         row_share = jnp.sum(share, axis=-1)
         row_rest = jnp.maximum(1 - row_share, 2.0**-23)  # 0 would have no logarithm
         discount = discount + jnp.log(row_rest) / CHOICE_TEMPERATURE
@@ -155,11 +155,11 @@ class DTEM(method.RemovalPerBlock):
 
     r: int = option(16, least=0)  # number of tokens merged away per block
 
-    def steps(self, model: method.ModelFacts) -> tuple[Step, ...]:
+    def steps(self, facts: method.ModelFacts) -> tuple[Step, ...]:
         rule = RemoveCount(self.r)
         return tuple(
             Step(block, Embedding(), rule, added_when_masked=0)
-            for block in range(model.depth if self.r else 0)
+            for block in range(facts.depth if self.r else 0)
         )
 
     def param_groups(self, path: str) -> method.ParamGroup:  # pyrefly: ignore[bad-override]

@@ -64,16 +64,16 @@ class LearnedSelection(method.Method):
         masks = [result.keep for result in results if isinstance(result, Masking)]
         shares = self.kept_token_shares(masks)
         targets = self.target_kept_shares(plan)
-        errors = []  # empty without steps
+        squared_errors = []  # empty without steps
         for share, target in zip(shares, targets, strict=True):
-            errors.append(jnp.mean((share - target) ** 2))
-        ratio = sum(errors, jnp.float32(0)) / max(1, len(errors))
+            squared_errors.append(jnp.mean((share - target) ** 2))
+        ratio_loss = sum(squared_errors, jnp.float32(0)) / max(1, len(squared_errors))
         kl = token_selector.kl_divergence(outputs.logits, teacher_outputs.logits)
-        tokens = token_selector.token_loss(outputs, teacher_outputs)
+        token_loss = token_selector.token_loss(outputs, teacher_outputs)
         return {
-            "ratio": self.ratio_weight * ratio,
+            "ratio": self.ratio_weight * ratio_loss,
             "kl": self.kl_weight * jnp.mean(kl),
-            "tokens": self.token_weight * tokens,
+            "tokens": self.token_weight * token_loss,
         }
 
     def kept_token_shares(self, masks: list[jax.Array]) -> list[jax.Array]:
@@ -118,5 +118,5 @@ class LearnedSelection(method.Method):
 class DynamicViT(method.InStages, LearnedSelection):
     """Before the s-th of `blocks`, keep floor(n0 * keep_rate**s) of n0 image tokens."""
 
-    def steps(self, model: method.ModelFacts) -> tuple[Step, ...]:
-        return self.stage_steps(model, KeepPredictor(), site="pre", added_when_masked=0)
+    def steps(self, facts: method.ModelFacts) -> tuple[Step, ...]:
+        return self.stage_steps(facts, KeepPredictor(), site="pre", added_when_masked=0)

@@ -26,10 +26,10 @@ class EViT(InStages):
         if self.counts is not None and self.rate_warmup_epochs:
             raise InputError("rate_warmup_epochs needs keep_rate, not counts")
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        reducer = TopK(self.fuse_token, score=self.score_for(model))
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
+        reducer = TopK(self.fuse_token, score=self.score_for(facts))
         rule = KeepShare(self.keep_rate, self.fuse_token)
-        return self.stage_steps(model, reducer, rule)
+        return self.stage_steps(facts, reducer, rule)
 
     def rate_at(self, epoch: int) -> float:  # pyrefly: ignore[bad-override]
         # The rate is 1 at first, then falls to keep_rate by a cosine. EViT's authors

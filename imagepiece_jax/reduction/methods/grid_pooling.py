@@ -50,15 +50,15 @@ class GridPooling(Method):
     grid_size: int = option(7, least=1)  # cells per side, at most the patches per side
     block: int = option(6, least=0)  # the first block with the cells
 
-    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
+    def scale_schedule(self, ratio: float, facts: ModelFacts) -> Self:
         # A larger ratio moves the same cells to an earlier block.
-        block = min(model.depth - 1, max(1, round_half_up((1 - ratio) * model.depth)))
+        block = min(facts.depth - 1, max(1, round_half_up((1 - ratio) * facts.depth)))
         return dataclasses.replace(self, block=block)
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
         count_after_block = {self.block: self.grid_size**2}
         if self.counts is not None:
-            count_after_block = find_falls(cast(tuple, self.counts), model.patches)
+            count_after_block = find_falls(cast(tuple, self.counts), facts.patches)
         steps = []
         for block, num_cells in count_after_block.items():
             side = math.isqrt(num_cells)

@@ -91,32 +91,32 @@ class ImagePiece(Method):
             if getattr(self, name) is not None:
                 check_entries(name, getattr(self, name))
 
-    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
+    def scale_schedule(self, ratio: float, facts: ModelFacts) -> Self:
         # Both rates are scaled in proportion: with ratio 1 the larger of 1 - keep_rate
         # and merge_ratio becomes 1. Without prune blocks, only merge_ratio changes.
         drop_rate = 1 - self.keep_rate
         if self.prune_blocks == ():
             return dataclasses.replace(self, merge_ratio=round(ratio, 6))
-        factor = ratio / max(drop_rate, self.merge_ratio, 1e-6)
+        factor = ratio / max(drop_rate, self.merge_ratio, 1e-6)  # both may be 0
         keep_rate = round(1 - drop_rate * factor, 6)
         merge_ratio = round(self.merge_ratio * factor, 6)
         return dataclasses.replace(self, keep_rate=keep_rate, merge_ratio=merge_ratio)
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
         merge_blocks, prune_blocks = self.merge_blocks, self.prune_blocks
         if merge_blocks is None:
-            merge_blocks, _ = self.scheduled_blocks(model.depth)
+            merge_blocks, _ = self.scheduled_blocks(facts.depth)
         if prune_blocks is None:
-            _, prune_blocks = self.scheduled_blocks(model.depth)
-        score = self.score_for(model)
+            _, prune_blocks = self.scheduled_blocks(facts.depth)
+        score = self.score_for(facts)
         steps = [self.merge_step(block, score) for block in merge_blocks]
         steps += [self.prune_step(block, score) for block in prune_blocks]
         return tuple(sorted(steps, key=lambda step: step.block))
 
     def merge_step(self, block: int, score: str) -> Step:
-        switches = (self.parity, self.metric, self.size_weighting)
+        pair_fields = (self.parity, self.metric, self.size_weighting)
         rule = MergeCandidates(self.merge_ratio, self.candidate_ratio)
-        return Step(block, Retokenize(*switches, score=score), rule)
+        return Step(block, Retokenize(*pair_fields, score=score), rule)
 
     def prune_step(self, block: int, score: str) -> Step:
         """Make a Step that prunes tokens; combinations of methods override this."""

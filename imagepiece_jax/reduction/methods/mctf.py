@@ -34,8 +34,9 @@ class FusionRule(RemoveAtMostHalf):
     r: float  # a number of tokens, or below 1 a share
 
     def count_removed(self, n: int) -> int:
-        r = min(self.r, n + 1 - FEWEST_TOKENS)
-        return block_plan.exact_floor(n * r) if r < 1 else int(r)
+        # The authors bound `r`, a share, too, before they look whether it is below 1.
+        amount = min(self.r, n + 1 - FEWEST_TOKENS)
+        return block_plan.exact_floor(n * amount) if amount < 1 else int(amount)
 
     def fewest_tokens(self, n: int, stage: int) -> int:
         return max(super().fewest_tokens(n, stage), min(n, FEWEST_TOKENS - 1))
@@ -59,16 +60,16 @@ class Fusion(Ranking):
 
     def __call__(self, inputs, counts, train=False):
         num_merges = counts.n_in - counts.n_out
-        x, attention, size = jax.lax.stop_gradient(
+        x, score, size = jax.lax.stop_gradient(
             (inputs.metric, self.token_scores(inputs, counts), inputs.attn_size)
         )
         tiny = jnp.finfo(jnp.float32).tiny
-        attention = jnp.maximum(attention, tiny)
+        score = jnp.maximum(score, tiny)  # it can underflow to 0, and is a divisor
         # Indices of the first image tokens at an even and at an odd position. Positions
         # count the prefix, too.
         first_even = inputs.num_prefix % 2
         first_odd = 1 - first_even
-        even_to_odd = self.fusion_values(x, attention, size, first_even)
+        even_to_odd = self.fusion_values(x, score, size, first_even)
         # The first half of the leaving tokens: even tokens join odd tokens.
         num_joining_even = num_merges // 2
         even_ranks, odd_partners = ranking.rank_rows(even_to_odd)
@@ -98,19 +99,20 @@ class Fusion(Ranking):
         )
         odd_targets = jnp.concatenate([joined_odd, joining_odd], axis=1)
         target_slots = ranking.gather_rows(slot_of_odd, odd_targets)
-        weight = attention * size / jnp.max(size, axis=1, keepdims=True)
-        weight = jnp.maximum(weight, tiny)
+        weight = score * size / jnp.max(size, axis=1, keepdims=True)
+        weight = jnp.maximum(weight, tiny)  # else a mean could be 0 / 0
         tokens = (kept_tokens, absorbed_tokens)
         assignment = keep_and_join(*tokens, target_slots, counts.n_in)
         return dataclasses.replace(assignment, weight=weight)
 
     def fusion_values(
-        self, x: TokenRows, attention: TokenValues, size: TokenValues, first_even: int
+        self, x: TokenRows, score: TokenValues, size: TokenValues, first_even: int
     ) -> Float[Array, "batch even odd"]:
         """Fusion values of even and odd tokens, from index `first_even` on."""
         # A power of a product is a product of powers: of vectors, not of matrices.
+        # Ratios to the least value are at most 1, so no power overflows.
         factor: Any = 1.0
-        for value, temperature in ((attention, self.attention), (size, self.sizes)):
+        for value, temperature in ((score, self.attention), (size, self.sizes)):
             min_value = jnp.min(value, axis=1, keepdims=True)
             factor *= (min_value / value) ** (1 / temperature)
         x = unit_vectors(x)
@@ -144,10 +146,10 @@ class MCTF(method.RemovalPerBlock):
         if self.r >= 1:
             check_range("r", self.r, whole=True)
 
-    def scale_schedule(self, ratio: float, model: method.ModelFacts) -> Self:
+    def scale_schedule(self, ratio: float, facts: method.ModelFacts) -> Self:
         if 0 < self.r < 1:
-            return dataclasses.replace(self, r=min(ratio, 0.999999))
-        return super().scale_schedule(ratio, model)
+            return dataclasses.replace(self, r=min(ratio, 0.999999))  # 1: one token
+        return super().scale_schedule(ratio, facts)
 
     def removed_counts(self, depth: int) -> Sequence[int]:
         fusing_blocks = self.list_fusing_blocks(depth)
@@ -158,16 +160,16 @@ class MCTF(method.RemovalPerBlock):
         if self.counts is not None:
             return range(depth)
         if self.blocks is None:
-            return range(1, depth)
+            return range(1, depth)  # as in the authors' code
         method.check_entries("blocks", self.blocks, least=0, most=depth - 1)
         return self.blocks
 
-    def steps(self, model: method.ModelFacts) -> tuple[Step, ...]:
-        score = self.score_for(model)
+    def steps(self, facts: method.ModelFacts) -> tuple[Step, ...]:
+        score = self.score_for(facts)
         reducer = Fusion(self.similarity, self.attention, self.sizes, score=score)
         rule = FusionRule(self.r)
         # With the score "received", tokens fuse inside attention, and the whole
         # attention map is computed. With another score, tokens fuse after attention.
         site = "attention" if score == "received" else "mid"
-        blocks = self.list_fusing_blocks(model.depth)
+        blocks = self.list_fusing_blocks(facts.depth)
         return tuple(Step(block, reducer, rule, site=site) for block in blocks)

@@ -126,7 +126,7 @@ class Method:
         is_set = getattr(self, name) != getattr(type(self), name)
         checks.refuse_any((is_set, f"{name} and {rival} both decide the token counts"))
 
-    def steps(self, model: ModelFacts) -> Sequence[Step]:
+    def steps(self, facts: ModelFacts) -> Sequence[Step]:
         """Make the method's Steps for a model, one for each block where tokens leave.
 
         With `counts`, make a Step for each block where tokens could leave: `plan`
@@ -134,47 +134,47 @@ class Method:
         """
         raise NotImplementedError
 
-    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
+    def scale_schedule(self, ratio: float, facts: ModelFacts) -> Self:
         """Scale the method's own schedule. By default, its shares get a power.
 
         ratio: from 0 (all tokens stay) to 1 (as few as possible)
         """
-        plan = self.plan(model)  # no prefix, so counts are image tokens
-        shares = [block_plan.mlp_tokens / model.patches for block_plan in plan]
+        plan = self.plan(facts)  # no prefix, so counts are image tokens
+        shares = [block_plan.mlp_tokens / facts.patches for block_plan in plan]
         scaled_shares = schedules.powered_shares(shares, ratio)
-        counts = schedules.shares_to_counts(scaled_shares, model.patches)
-        return self.with_counts(counts, model)
+        counts = schedules.shares_to_counts(scaled_shares, facts.patches)
+        return self.with_counts(counts, facts)
 
-    def score_for(self, model: ModelFacts) -> str:
+    def score_for(self, facts: ModelFacts) -> str:
         """Return the field `score`, with a score of the model in place of "auto"."""
         score = vars(self)["score"]  # a field of the methods that call this
         if score != "auto":
             return score
-        return "class" if model.class_token else "received"
+        return "class" if facts.class_token else "received"
 
-    def at_ratio(self, ratio: float, model: ModelFacts) -> Self:
+    def at_ratio(self, ratio: float, facts: ModelFacts) -> Self:
         """Replace `macs`: scale the schedule in `counts`, or the method's own.
 
         ratio: from 0 (all tokens stay) to 1 (as few as possible), for a search by cost
         """
         if self.counts is None:
-            return dataclasses.replace(self, macs=None).scale_schedule(ratio, model)
+            return dataclasses.replace(self, macs=None).scale_schedule(ratio, facts)
         counts = schedules.scheduled_counts(
-            str(self.counts), model.depth, model.patches, ratio
+            str(self.counts), facts.depth, facts.patches, ratio
         )
-        return self.with_counts(counts, model)
+        return self.with_counts(counts, facts)
 
-    def with_counts(self, counts: Sequence[int], model: ModelFacts) -> Self:
+    def with_counts(self, counts: Sequence[int], facts: ModelFacts) -> Self:
         """Set `counts`, raised where the method's steps must leave more tokens."""
         defaults = {name: getattr(type(self), name) for name in self.amount_fields}
         method = dataclasses.replace(self, macs=None, counts=counts, **defaults)
-        plan = method.plan(model, exact=False)
+        plan = method.plan(facts, exact=False)
         reached_counts = [block_plan.mlp_tokens for block_plan in plan]
         return dataclasses.replace(method, counts=reached_counts)
 
     def plan(
         self,
-        model: ModelFacts,
+        facts: ModelFacts,
         num_prefix: int = 0,
         masked: bool = False,
         exact: bool = True,
@@ -185,17 +185,17 @@ class Method:
         exact: see `block_plan.choose_steps`
         Raises InputError for counts outside the reach of method or model.
         """
-        depth = model.depth
-        n0 = model.patches
+        depth = facts.depth
+        n0 = facts.patches
         counts: Any = self.counts  # a list, because `at_ratio` replaces schedules
         if counts is None:
-            return plan_blocks(depth, n0, self.steps(model), num_prefix, masked)
+            return plan_blocks(depth, n0, self.steps(facts), num_prefix, masked)
         if len(counts) != depth or counts[0] > n0:
             limits = f"{depth} entries, one per block, of at most {n0}"
             raise InputError(f"counts is {counts}; it must have {limits}")
         steps = ()
         if counts[-1] < n0:
-            steps = choose_steps(counts, self.steps(model), n0, exact)
+            steps = choose_steps(counts, self.steps(facts), n0, exact)
         return plan_blocks(depth, n0, steps, num_prefix, masked)
 
 
@@ -208,7 +208,7 @@ class KeepingShare(Method):
 
     keep_rate: float = checks.option(0.7, least=0, most=1)
 
-    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
+    def scale_schedule(self, ratio: float, facts: ModelFacts) -> Self:
         return dataclasses.replace(self, keep_rate=round(1 - ratio, 6))
 
 
@@ -224,19 +224,19 @@ class InStages(KeepingShare):
         super().__post_init__()
         check_entries("blocks", self.blocks)
 
-    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
-        blocks = fit_blocks(self, model.depth)
-        return dataclasses.replace(super().scale_schedule(ratio, model), blocks=blocks)
+    def scale_schedule(self, ratio: float, facts: ModelFacts) -> Self:
+        blocks = fit_blocks(self, facts.depth)
+        return dataclasses.replace(super().scale_schedule(ratio, facts), blocks=blocks)
 
     def stage_steps(
-        self, model: ModelFacts, reducer: Any, rule: Rule | None = None, **fields: Any
+        self, facts: ModelFacts, reducer: Any, rule: Rule | None = None, **fields: Any
     ) -> tuple[Step, ...]:
         """Make a Step for every block in `blocks`; with `counts`, for every block.
 
         rule: None: keep_rate**s of the initial tokens stay at the s-th block
         fields: further fields of the Steps
         """
-        blocks = self.blocks if self.counts is None else range(model.depth)
+        blocks = self.blocks if self.counts is None else range(facts.depth)
         steps = []
         for stage, block in enumerate(sorted(blocks), start=1):
             stage_rule = rule or KeepInitialShare(self.keep_rate**stage)
@@ -268,14 +268,14 @@ class RemovalPerBlock(Method):
         """Token counts to remove, per block."""
         return (vars(self)["r"],) * depth  # a field of the subclasses
 
-    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
+    def scale_schedule(self, ratio: float, facts: ModelFacts) -> Self:
         # Proportions between blocks stay. With ratio 1 the block with the largest count
         # would lose all tokens.
-        removed_counts = self.removed_counts(model.depth)
-        if not any(removed_counts):
-            removed_counts = (1,) * model.depth
-        scale = ratio * model.patches / max(removed_counts)
+        removed_counts = self.removed_counts(facts.depth)
+        if not any(removed_counts):  # no proportions: all blocks lose alike
+            removed_counts = (1,) * facts.depth
+        scale = ratio * facts.patches / max(removed_counts)
         lost_counts = itertools.accumulate(count * scale for count in removed_counts)
-        n0 = model.patches
+        n0 = facts.patches
         counts = [max(1, schedules.round_half_up(n0 - lost)) for lost in lost_counts]
-        return self.with_counts(counts, model)
+        return self.with_counts(counts, facts)

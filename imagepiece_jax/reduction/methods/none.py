@@ -17,8 +17,8 @@ class NoReduction(Method):
         if self.macs not in (None, 1.0):
             raise InputError(f"macs is {self.macs}, but method none keeps all tokens")
 
-    def at_ratio(self, ratio: float, model: ModelFacts) -> Self:
+    def at_ratio(self, ratio: float, facts: ModelFacts) -> Self:
         return type(self)()  # no step can remove tokens
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
         return ()

@@ -70,10 +70,10 @@ class Peaks(InStages):
 
     score: str = "auto"
 
-    def score_for(self, model: ModelFacts) -> str:
+    def score_for(self, facts: ModelFacts) -> str:
         if self.score != "auto":
             return self.score
-        return "class_and_mean" if model.pool == "token" else "mean"
+        return "class_and_mean" if facts.pool == "token" else "mean"
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        return self.stage_steps(model, KeepPeaks(score=self.score_for(model)))
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return self.stage_steps(facts, KeepPeaks(score=self.score_for(facts)))

@@ -53,10 +53,10 @@ class PiToMe(KeepingShare):
     keep_rate: float = option(0.9125, least=0, most=1)
     metric: str = "key"  # for pairs; energies always compare keys
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
         rule = KeepAtLeastHalf(self.keep_rate)
         steps = []
-        for block in range(model.depth):
-            reducer = ByEnergy(block >= model.depth / 2, self.metric)
+        for block in range(facts.depth):
+            reducer = ByEnergy(block >= facts.depth / 2, self.metric)
             steps.append(Step(block, reducer, rule))
         return tuple(steps)

@@ -27,5 +27,5 @@ class Draw(Reducer):
 class Random(InStages):
     """At every block in `blocks`, keep ceil(keep_rate * n) tokens: EViT's counts."""
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        return self.stage_steps(model, Draw(), KeepShare(self.keep_rate))
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
+        return self.stage_steps(facts, Draw(), KeepShare(self.keep_rate))

@@ -9,7 +9,7 @@ NUM_STAGES = 4  # stages of equal depth; tokens leave at the start of stages 2 t
 LEAST_STAGED_MACS = 0.45
 
 
-def replace_placeholder(method: Method, model: ModelFacts) -> Method:
+def replace_placeholder(method: Method, facts: ModelFacts) -> Method:
     """Replace a placeholder Method by the recommended method, with the same cost.
 
     method: sets `macs`, and may set a schedule in `counts`
@@ -17,15 +17,15 @@ def replace_placeholder(method: Method, model: ModelFacts) -> Method:
     fields = {"macs": method.macs, "counts": method.counts}
     # For models without further training; docs/results/peaks.md has the figures. Of a
     # model without classes, users read all tokens' features.
-    if not model.classes or model.pool != "token":
+    if not facts.classes or facts.pool != "token":
         return methods.METHODS["tome"](**fields)
     if method.counts is None:
         # Below a depth of 4, stages start at block 0. This reaches costs out of reach
         # for "proportional-1", which keeps all tokens in block 0.
-        if (method.macs or 0) < LEAST_STAGED_MACS and model.depth >= NUM_STAGES:
+        if (method.macs or 0) < LEAST_STAGED_MACS and facts.depth >= NUM_STAGES:
             fields["counts"] = "proportional-1"
         else:
             stages = range(1, NUM_STAGES)
-            stage_starts = {model.depth * stage // NUM_STAGES for stage in stages}
+            stage_starts = {facts.depth * stage // NUM_STAGES for stage in stages}
             fields["blocks"] = tuple(sorted(stage_starts))
     return methods.METHODS["peaks"](**fields)

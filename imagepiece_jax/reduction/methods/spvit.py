@@ -38,7 +38,7 @@ class Selector(nn.Module, MaskingReducer):
         head_dim = dim // inputs.num_heads
         head_features = inputs.x.reshape(batch, n, inputs.num_heads, head_dim)
         keep_scores = token_selector.KeepScores(name="scores")
-        head_scores = keep_scores(head_features, inputs.mask)  # [B, n, H, 2]
+        head_scores = keep_scores(head_features, inputs.mask)  # [B, n, H, (keep, drop)]
         head_weights = self._weigh_heads(head_features)[..., None]
         probability = jnp.sum(head_weights * jnp.exp(head_scores), axis=2)[..., 0]
         num_packages = counts.stage - 1  # of earlier steps; they are the last tokens
@@ -108,9 +108,9 @@ class SPViT(LearnedSelection):
         rates = self.keep_rates
         blocks = self.blocks
         method.check_entries("blocks", blocks)
-        is_tuple = isinstance(rates, tuple) and len(rates) == len(blocks)
+        has_rates = isinstance(rates, tuple) and len(rates) == len(blocks)
         blocks_rise = [*blocks] == sorted(blocks)
-        if not (is_tuple and blocks_rise and [*rates] == sorted(rates, reverse=True)):
+        if not (has_rates and blocks_rise and [*rates] == sorted(rates, reverse=True)):
             raise InputError(
                 f"keep_rates is {rates} at blocks {blocks}; blocks must rise, and each "
                 "have a rate, which must not"
@@ -118,18 +118,19 @@ class SPViT(LearnedSelection):
         for rate in rates:
             check_range("an entry of keep_rates", rate, 0, 1)
 
-    def scale_schedule(self, ratio: float, model: method.ModelFacts) -> Self:
-        # All shares get a common factor, and are at most 1.
+    def scale_schedule(self, ratio: float, facts: method.ModelFacts) -> Self:
+        # All shares get a common factor, and are at most 1. With ratio 0 all reach 1,
+        # except shares of 0, which no factor raises.
         least_rate = min((rate for rate in self.keep_rates if rate), default=1.0)
         scale = (1 - ratio) / least_rate
         rates = tuple(round(min(1.0, scale * rate), 6) for rate in self.keep_rates)
-        blocks = method.fit_blocks(self, model.depth)
+        blocks = method.fit_blocks(self, facts.depth)
         return dataclasses.replace(self, keep_rates=rates, blocks=blocks)
 
-    def steps(self, model: method.ModelFacts) -> tuple[Step, ...]:
+    def steps(self, facts: method.ModelFacts) -> tuple[Step, ...]:
         block_rates = zip(self.blocks, self.keep_rates, strict=True)
         if self.counts is not None:  # the counts replace the rates
-            block_rates = [(block, 0.0) for block in range(model.depth)]
+            block_rates = [(block, 0.0) for block in range(facts.depth)]
         steps = []
         for block, rate in block_rates:
             rule = KeepInitialShare(rate, packages=True)

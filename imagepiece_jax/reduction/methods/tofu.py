@@ -73,10 +73,10 @@ class ToFu(KeepingShare):
     keep_rate: float = option(0.925, least=0, most=1)
     metric: str = "key"
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
         rule = KeepAtLeastHalf(self.keep_rate, counts_class_token=True)
         steps = []
-        for block in range(model.depth):
-            reducer_class = Discard if block <= model.depth // 2 else Fuse
+        for block in range(facts.depth):
+            reducer_class = Discard if block <= facts.depth // 2 else Fuse
             steps.append(Step(block, reducer_class(self.metric), rule))
         return tuple(steps)

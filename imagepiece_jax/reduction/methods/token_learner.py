@@ -61,22 +61,22 @@ class TokenLearner(Method):
     block: int = option(7, least=0)  # the first block with the new tokens
     bottleneck_dim: int = option(64, least=1)  # width of the scoring MLP
 
-    def scale_schedule(self, ratio: float, model: ModelFacts) -> Self:
+    def scale_schedule(self, ratio: float, facts: ModelFacts) -> Self:
         # A larger ratio moves the step to an earlier block. A ratio between two blocks'
         # ratios gives more new tokens, for a cost in between.
-        depth = model.depth
+        depth = facts.depth
         exact_block = max(1.0, (1 - ratio) * depth)
         block = min(depth - 1, int(exact_block))
         fraction = min(1.0, exact_block - block)
         # This many more new tokens cost as much as one more block with all patches.
-        num_tokens_per_block = (model.patches - self.num_tokens) / (depth - block)
+        num_tokens_per_block = (facts.patches - self.num_tokens) / (depth - block)
         num_tokens = self.num_tokens + round_half_up(fraction * num_tokens_per_block)
         return dataclasses.replace(self, block=block, num_tokens=num_tokens)
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
         count_after_block = {self.block: self.num_tokens}
         if self.counts is not None:
-            count_after_block = find_falls(cast(tuple, self.counts), model.patches)
+            count_after_block = find_falls(cast(tuple, self.counts), facts.patches)
         steps = []
         for block, num_tokens in count_after_block.items():
             reducer = MlpLearner(num_tokens, self.bottleneck_dim)

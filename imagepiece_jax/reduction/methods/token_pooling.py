@@ -62,6 +62,6 @@ class TokenPooling(InStages):
     score: str = "received"  # weighs distances and chooses the first medoids
     iterations: int = option(3, least=1)  # clustering rounds
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        reducer = KMedoids(self.iterations, score=self.score_for(model))
-        return self.stage_steps(model, reducer, site="pre")
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
+        reducer = KMedoids(self.iterations, score=self.score_for(facts))
+        return self.stage_steps(facts, reducer, site="pre")

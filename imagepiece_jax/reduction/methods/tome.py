@@ -31,7 +31,7 @@ class ToMe(RemovalPerBlock):
         last_block = max(depth - 1, 1)
         return tuple(first_count + block * rise // last_block for block in range(depth))
 
-    def steps(self, model: ModelFacts) -> tuple[Step, ...]:
-        rules = map(RemoveCount, self.removed_counts(model.depth))
+    def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
+        rules = map(RemoveCount, self.removed_counts(facts.depth))
         reducer = Bipartite(self.metric)
         return tuple(Step(block, reducer, rule) for block, rule in enumerate(rules))
