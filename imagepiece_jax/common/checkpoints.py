@@ -33,14 +33,14 @@ def open_steps(
     """
     if num_newest is not None:
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    rules: list[policies.PreservationPolicy] = [policies.LatestN(num_newest)]
+    policies_to_keep: list[policies.PreservationPolicy] = [policies.LatestN(num_newest)]
     if keep_every:
-        rules.append(policies.EveryNSteps(keep_every))
+        policies_to_keep.append(policies.EveryNSteps(keep_every))
     own_process = jax.process_index()
     options = ocp.CheckpointManagerOptions(
         create=False,
         cleanup_tmp_directories=num_newest is not None,
-        preservation_policy=policies.AnyPreservationPolicy(rules),
+        preservation_policy=policies.AnyPreservationPolicy(policies_to_keep),
         # Processes do not wait for each other: one writes, and all read.
         multiprocessing_options=ocp.options.MultiprocessingOptions(
             primary_host=own_process, active_processes={own_process}
@@ -92,6 +92,7 @@ def read_newest_step(folder: AnyPath, choose: Callable[[dict], Any]) -> tuple:
 def _read_step(manager, step, choose):
     target = choose(manager.item_metadata(step)["state"].tree)
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+    # A dict may hold some of the stored parts; a struct must hold all.
     is_dict = isinstance(target, dict)
     items = ocp.args.Composite(
         state=ocp.args.PyTreeRestore(target, as_numpy, partial_restore=is_dict),
@@ -99,7 +100,7 @@ def _read_step(manager, step, choose):
     )
     restored = manager.restore(step, args=items)
     metadata = dict(restored.meta)
-    checksums = metadata.pop(CHECKSUMS)
+    checksums = metadata.pop(CHECKSUMS)  # not the caller's, see `start_saving`
     for name, part in _parts(restored.state).items():
         if _checksum(part) != checksums[name]:
             raise ValueError(f"{name} does not fit its checksum")
@@ -107,10 +108,12 @@ def _read_step(manager, step, choose):
 
 
 def _parts(state):
+    """{name: tree} of a flax struct, or of a dict."""
     return state if isinstance(state, dict) else vars(state)
 
 
 def _checksum(tree):
+    """CRC32 of a tree's arrays, one after the other."""
     checksum = 0
     for leaf in jax.tree.leaves(tree):
         checksum = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, checksum)

@@ -54,6 +54,7 @@ def program_bytes(program: jax.stages.Compiled) -> int | None:
     memory = program.memory_analysis()
     if memory is None:
         return None
+    # An output in a donated argument's memory counts once.
     return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes

@@ -110,8 +110,9 @@ def check_writable(
     path = pathlib.Path(path)
     if path.suffix.lower() not in endings:
         raise InputError(f"{name} is {path}; it must end in {' or '.join(endings)}")
-    existing = [file for file in inputs if path.exists() and os.path.exists(file)]
-    is_input = any(map(path.samefile, existing))
+    # `samefile` needs two files that exist.
+    input_files = [file for file in inputs if path.exists() and os.path.exists(file)]
+    is_input = any(map(path.samefile, input_files))
     is_writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
     if is_input or path.is_dir() or not is_writable:
         reason = "is an input of this command" if is_input else "cannot be written"
@@ -194,12 +195,13 @@ def git_revision() -> str | None:
     None if git does not track the code, as in an installed package.
     """
     options: dict[str, Any] = {"stderr": subprocess.DEVNULL, "cwd": PACKAGE_FOLDER}
+    # --exclude: no tag stands in for the commit.
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         # An installed package may lie inside another repository, whose revision would
-        # say nothing about this code.
-        tracked = ["git", "ls-files", "--error-unmatch", "errors.py"]
-        subprocess.check_output(tracked, **options)
+        # say nothing about this code. Any file of the package shows it.
+        find_file = ["git", "ls-files", "--error-unmatch", "errors.py"]
+        subprocess.check_output(find_file, **options)
         return subprocess.check_output(describe, **options).decode().strip()
     except (OSError, subprocess.CalledProcessError):  # git may not be installed
         return None

@@ -40,6 +40,7 @@ def onnx_op(fn: Callable) -> Callable:
         # A composite has no derivative, and takes static values only by name.
         if not _are_functions_marked.get():
             return fn(*args, **options)
+        # None is a static value, too: without `is_leaf` it would be no leaf.
         leaves, treedef = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
         arrays = [leaf for leaf in leaves if isinstance(leaf, ARRAY_TYPES)]
         static_entries = [
@@ -57,8 +58,9 @@ def read_marked_call(
 
     operands: replace the equation's arrays
     """
-    ((_, attribute_leaves, attribute_treedef),) = equation.params["attributes"]
-    arguments = jax.tree.unflatten(attribute_treedef, attribute_leaves)
+    # The only attribute is `arguments`, which JAX has flattened.
+    ((_, leaves, treedef),) = equation.params["attributes"]
+    arguments = jax.tree.unflatten(treedef, leaves)
     args, options = _rebuild_arguments(arguments, operands)
     return equation.params["name"], args, options
 
@@ -73,7 +75,9 @@ def _rebuild_arguments(arguments, arrays):
     num_arrays = static_entries.count(None)
     # The function's constants come before its arrays.
     remaining_arrays = iter(arrays[len(arrays) - num_arrays :])
-    leaves = [next(remaining_arrays) if e is None else e[0] for e in static_entries]
+    leaves = []
+    for entry in static_entries:
+        leaves.append(next(remaining_arrays) if entry is None else entry[0])
     return jax.tree.unflatten(treedef, leaves)
 
 

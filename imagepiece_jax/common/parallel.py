@@ -93,8 +93,10 @@ def check_same_values(values: dict) -> None:
             main_value = main_values.get(name, "missing")
             process_value = process_values.get(name, "missing")
             if main_value != process_value:
-                own = f"{name} is {process_value} on process {process_index}"
-                raise InputError(f"{own}, but {main_value} on process 0")
+                raise InputError(
+                    f"{name} is {process_value} on process {process_index}, but "
+                    f"{main_value} on process 0"
+                )
 
 
 def is_main() -> bool:
@@ -163,7 +165,7 @@ class MappedFunction:
         A `jax.ShapeDtypeStruct` has one row per device of all processes.
         """
         # Types, not shapes: `lower` would read a shape as this process's rows alone.
-        types = jax.tree.map(lambda x: jax.typeof(_global_shape(x)), args)
+        types = jax.tree.map(lambda array: jax.typeof(_global_shape(array)), args)
         key = _program_key(types)
         if key not in self._programs:
             options = {}
@@ -184,16 +186,18 @@ class MappedFunction:
 
 
 def _program_key(args):
-    leaves, tree = jax.tree.flatten(args)
-    return tree, *[(leaf.shape, leaf.dtype) for leaf in leaves]
+    """Hashable structure, shapes and dtypes of arguments."""
+    leaves, treedef = jax.tree.flatten(args)
+    return treedef, *[(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
 def replicate(tree: PyTree) -> PyTree:
     """Copy every array to every device: [...] -> [devices, ...]."""
 
-    def replicate_leaf(x):
-        x = np.asarray(jax.device_get(x))
-        return _global_array(np.broadcast_to(x, (len(local_devices()), *x.shape)))
+    def replicate_leaf(leaf):
+        array = np.asarray(jax.device_get(leaf))
+        rows = np.broadcast_to(array, (len(local_devices()), *array.shape))
+        return _global_array(rows)
 
     return jax.tree.map(replicate_leaf, tree)
 
@@ -201,29 +205,30 @@ def replicate(tree: PyTree) -> PyTree:
 def local_rows(tree: PyTree) -> PyTree:
     """Read this process's rows as NumPy: [devices, ...] -> [local devices, ...]."""
 
-    def read_shards(x):
-        shards = [shard.data for shard in x.addressable_shards]
-        return np.concatenate(jax.device_get(shards))
+    def read_rows(array):
+        rows = [shard.data for shard in array.addressable_shards]  # [1, ...] each
+        return np.concatenate(jax.device_get(rows))
 
-    return jax.tree.map(read_shards, tree)
+    return jax.tree.map(read_rows, tree)
 
 
 def unreplicate(tree: PyTree) -> PyTree:
     """Copy the first local device's row to NumPy: [devices, ...] -> [...]."""
-    first_shards = jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+    # One row, [1, ...].
+    rows = jax.tree.map(lambda array: array.addressable_shards[0].data, tree)
     # A writable copy with its own memory: the device arrays may be donated while the
     # copy is being saved.
-    return jax.tree.map(lambda x: np.array(x[0]), jax.device_get(first_shards))
+    return jax.tree.map(lambda row: np.array(row[0]), jax.device_get(rows))
 
 
 def shard_samples(tree: PyTree) -> PyTree:
     """Split this process's samples: [n, ...] -> [devices, n / local devices, ...]."""
     num_devices = len(local_devices())
 
-    def shard_leaf(x):
-        return _global_array(x.reshape(num_devices, -1, *x.shape[1:]))
+    def shard_array(array):
+        return _global_array(array.reshape(num_devices, -1, *array.shape[1:]))
 
-    return jax.tree.map(shard_leaf, tree)
+    return jax.tree.map(shard_array, tree)
 
 
 def micro_batch_positions(
@@ -243,33 +248,33 @@ def reverse_batch(tree: PyTree) -> PyTree:
     # its own rows. With an odd row count, it swaps the middle row with the mirrored
     # device.
     num_devices = jax.lax.axis_size(DEVICE_AXIS)
-    mirrored_pairs = [(i, num_devices - 1 - i) for i in range(num_devices)]
+    device_pairs = [(own, num_devices - 1 - own) for own in range(num_devices)]
 
-    def reverse_rows(x):
-        middle_index, is_odd = divmod(len(x), 2)
+    def reverse_rows(rows):
+        middle, is_odd = divmod(len(rows), 2)
         if is_odd and num_devices > 1:
-            swapped_row = jax.lax.ppermute(x[middle_index], DEVICE_AXIS, mirrored_pairs)
-            x = x.at[middle_index].set(swapped_row)
-        return x[::-1]
+            swapped_row = jax.lax.ppermute(rows[middle], DEVICE_AXIS, device_pairs)
+            rows = rows.at[middle].set(swapped_row)
+        return rows[::-1]
 
     return jax.tree.map(reverse_rows, tree)
 
 
-def _global_shape(x):
-    """Shape and dtype of `_global_array(x)`, computed without a copy."""
-    shape = x.shape
-    if isinstance(x, np.ndarray):
-        shape = (len(x) * jax.process_count(), *shape[1:])
-    return jax.ShapeDtypeStruct(shape, x.dtype)
+def _global_shape(rows):
+    """Shape and dtype of `_global_array(rows)`, computed without a copy."""
+    shape = rows.shape
+    if isinstance(rows, np.ndarray):
+        shape = (len(rows) * jax.process_count(), *shape[1:])
+    return jax.ShapeDtypeStruct(shape, rows.dtype)
 
 
-def _global_array(x):
+def _global_array(rows):
     """Join the NumPy rows of all processes in one JAX array [devices, ...]."""
-    if not isinstance(x, np.ndarray):  # a JAX array has all rows already
-        return x
+    if not isinstance(rows, np.ndarray):  # a JAX array has all rows already
+        return rows
     devices = []  # one row each, in `jax.pmap`'s order
     for process in range(jax.process_count()):
         devices += local_devices(process)
     mesh = jax.sharding.Mesh(np.array(devices), (DEVICE_AXIS,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(DEVICE_AXIS))
-    return jax.make_array_from_process_local_data(sharding, x)
+    return jax.make_array_from_process_local_data(sharding, rows)

@@ -43,6 +43,7 @@ def draw_curves(
     figure = new_figure(9.5, 5, layout="constrained")
     axes = figure.subplots()
     for index, (name, points) in enumerate(curves.items()):
+        # A curve needs rising x.
         x, intervals = zip(*sorted(points), strict=True)
         values, lows, highs = np.transpose(intervals)
         # Colors repeat after ten.

@@ -73,7 +73,8 @@ class ProgressBar(tqdm):
         self._meter = {"prefix": description, "initial": num_done, "total": num_items}
         self._start_time = time.monotonic()
         self._next_line_time = self._start_time + PATIENCE_SECONDS
-        disable = None if log.isEnabledFor(logging.INFO) else True  # None: by tqdm
+        # None: tqdm draws a bar on a terminal alone.
+        disable = None if log.isEnabledFor(logging.INFO) else True
         options = {"delay": PATIENCE_SECONDS, "leave": False, "disable": disable}
         super().__init__(desc=description, total=num_items, initial=num_done, **options)
 

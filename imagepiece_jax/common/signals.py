@@ -38,20 +38,20 @@ def handled_signals(handler: Any, signums: Iterable[int]) -> Iterator[None]:
 @contextlib.contextmanager
 def noted_signals() -> Iterator[list[int]]:
     """Note STOP_SIGNALS in the yielded list; a second one, if Ctrl-C, interrupts."""
-    noted = []
+    received_signals = []
 
-    def note(signum, frame):
-        if noted and signum == signal.SIGINT:
+    def note_signal(signum, frame):
+        if received_signals and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        noted.append(signum)
+        received_signals.append(signum)
 
-    with handled_signals(note, STOP_SIGNALS):
-        yield noted
+    with handled_signals(note_signal, STOP_SIGNALS):
+        yield received_signals
 
 
 @contextlib.contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Start child processes that never receive STOP_SIGNALS."""
+    """Block STOP_SIGNALS: processes started inside never receive them."""
     previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

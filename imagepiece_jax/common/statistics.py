@@ -100,6 +100,7 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
     p = np.asarray(p_values, np.float64)
     order = np.argsort(p, kind="stable")
     factors = np.arange(len(p), 0, -1)  # smallest p: the test count; largest: 1
+    # No p may fall below a smaller p's correction.
     raised_p = np.maximum.accumulate(factors * p[order])
     corrected_p = np.empty_like(p)
     corrected_p[order] = np.minimum(raised_p, 1.0)

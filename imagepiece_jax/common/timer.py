@@ -89,17 +89,18 @@ def time_in_turns(
         """Seconds per call."""
         timed_call = timed_calls[name]
         pending_results = collections.deque()
-        first_call = num_started[name]
-        end_call = first_call + min_calls
+        first_number = num_started[name]
+        min_number = first_number + min_calls
         start_time = read_clock()
-        while num_started[name] < end_call or read_clock() < start_time + min_seconds:
+        end_time = start_time + min_seconds
+        while num_started[name] < min_number or read_clock() < end_time:
             pending_results.append(timed_call.call(num_started[name]))
             num_started[name] += 1
             if len(pending_results) > timed_call.ahead:  # wait for the oldest call
                 timed_call.wait(pending_results.popleft())
         for result in pending_results:
             timed_call.wait(result)
-        return (read_clock() - start_time) / (num_started[name] - first_call)
+        return (read_clock() - start_time) / (num_started[name] - first_number)
 
     # First calls are slow, so they are not timed.
     for name in timed_calls:

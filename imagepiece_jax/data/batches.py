@@ -93,6 +93,7 @@ class Batches:
             self.sample_fields = ("label", "mask", "index")
             self.consequence = "it is left out of the evaluation"
             placement = dataclasses.replace(self.placement, accumulation=1)
+            # [devices, images], without the axis of one micro-batch.
             positions = placement.sample_positions(self.batch_size)[:, 0]
             self._steps_per_epoch = math.ceil(len(self.source) / self.batch_size)
         else:
@@ -144,14 +145,14 @@ class Batches:
             lambda pair: (batch_start + pair[1]) // self.repeats,  # pair[1]: position
         ):
             source_pixels, sample = self._read_first_readable(epoch, order_index)
-            for target, position in copies:
+            for place, position in copies:  # place: the copy's part of `pixels`
                 try:
-                    target[:] = self._transform_pixels(source_pixels, step, position)
+                    place[:] = self._transform_pixels(source_pixels, step, position)
                 except InputError as error:
                     image_name = self.source.image_name(sample.index)
                     if self.strict:
                         raise InputError(f"{image_name}: {error}") from error
-                    target[:] = 0
+                    place[:] = 0
                     misfit = UnreadableImage(image_name, f"it does not fit: {error}")
                     sample = sample._replace(mask=0.0, image_errors=[misfit])
                 samples.append(sample)
@@ -160,7 +161,7 @@ class Batches:
 
     def _read_first_readable(self, epoch, order_index):
         """(pixels, Sample) of the first readable image; (None, ..) without any."""
-        candidate_indices = [order_index]
+        candidate_indices = [order_index]  # in evaluation nothing replaces an image
         if self.seed is not None:
             order = epoch_order(self.seed, epoch, len(self.source))
             following_indices = order_index + np.arange(MAX_UNREADABLE_IN_A_ROW)
@@ -217,7 +218,8 @@ class BatchReader:
 
     close() ends the pool; so do garbage collection and interpreter exit.
 
-    pool: ThreadTasks, or `worker_pool.ProcessTasks`
+    pool: ThreadTasks, or `worker_pool.ProcessTasks`; its `submit_task`, `close` and
+        `tasks_at_a_time` are used
     """
 
     def __init__(self, batches: Batches, pool: Any) -> None:
@@ -225,7 +227,8 @@ class BatchReader:
         self._pool = pool
         self._recent_errors = []  # since the last readable image
         self._chunk_numbers = iter(range(batches.total_chunks))
-        self._pending_results = collections.deque()  # functions that wait for a chunk
+        self._chunk_waits = collections.deque()  # functions that return a read chunk
+        # No __del__: at interpreter exit the modules that `close` needs may be gone.
         self._close_pool = weakref.finalize(self, pool.close)
         self._submit_chunks(batches.max_buffered_chunks(pool.tasks_at_a_time))
 
@@ -234,25 +237,25 @@ class BatchReader:
 
     def __next__(self) -> dict[str, np.ndarray]:
         try:
-            if not self._pending_results:
+            if not self._chunk_waits:
                 raise StopIteration
             chunks = []
             for _ in range(self._batches.chunks_per_batch):
-                wait_for_chunk = self._pending_results.popleft()
+                wait_for_chunk = self._chunk_waits.popleft()
                 chunks.append(wait_for_chunk())
             # Recorded by the consuming thread, in order of position: the record does
             # not depend on the pool.
             self._record_damaged_images(chunks)
             batch = self._batches.join_chunks(chunks)
             self._submit_chunks(len(chunks))
-        except BaseException:
+        except BaseException:  # also the last batch: its StopIteration ends the pool
             self.close()
             raise
         return batch
 
     def _submit_chunks(self, num_chunks):
         for chunk_number in itertools.islice(self._chunk_numbers, num_chunks):
-            self._pending_results.append(self._pool.submit_task(chunk_number))
+            self._chunk_waits.append(self._pool.submit_task(chunk_number))
 
     def _record_damaged_images(self, chunks):
         """Record damaged images in the source; if strict, refuse too many."""
@@ -269,7 +272,7 @@ class BatchReader:
 
     def close(self) -> None:
         """End threads and processes."""
-        self._pending_results.clear()
+        self._chunk_waits.clear()
         self._close_pool()
 
 

@@ -63,8 +63,9 @@ def shorten_imagenet_names(names: ClassNames | None) -> ClassNames | None:
     ):
         # In ImageNet's map a class has its WordNet ID, its name, or some lemmas.
         synonyms = {wordnet_id, short_name, *lemmas.split(", ")}
-        full_name = HUB_NAMES.get(name or "", name)
-        if synonyms.isdisjoint([full_name, *str(full_name).split(", ")]):
+        # None, a class without a name, is no synonym: it becomes "None".
+        map_name = HUB_NAMES.get(str(name), str(name))
+        if synonyms.isdisjoint([map_name, *map_name.split(", ")]):
             return names
     return short_names
 
@@ -114,14 +115,17 @@ def check_classes(
     data_title: str,
 ) -> None:
     """Compare the named classes of weights and data; titles are for the error."""
+    # None: no names to compare. Their counts are compared elsewhere, as num_classes.
     name_pairs = zip(weights_names or (), data_names or (), strict=False)
     for label, (weights_name, data_name) in enumerate(name_pairs):
         if weights_name is None or data_name is None:
             continue
         if canonical_name(weights_name) != canonical_name(data_name):
-            names = f"{weights_name!r}, but {data_name!r} in {data_title}"
             way_out = "; drop its column 'class'" if "csv:" in data_title else ""
-            raise InputError(f"{weights_title}: class {label} is {names}{way_out}")
+            raise InputError(
+                f"{weights_title}: class {label} is {weights_name!r}, but "
+                f"{data_name!r} in {data_title}{way_out}"
+            )
 
 
 def checked_names(

@@ -132,7 +132,7 @@ def convert_to_rgb(image: Image.Image, upright: bool = True) -> RgbPixels:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         image = Image.fromarray(_convert_to_uint8(np.asarray(image), image.mode))
-    elif image.mode == "La":
+    elif image.mode == "La":  # Pillow converts it to nothing else
         image = image.convert("LA")
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB gives the same and a warning

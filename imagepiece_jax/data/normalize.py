@@ -70,14 +70,14 @@ def check_images(
     dtype = images.dtype
     kinds = ["normalized floats"] * takes_floats + ["uint8"] * takes_pixels
     # Other integers would pass through a model, and mean nothing there.
-    is_kind = takes_floats and jnp.issubdtype(dtype, jnp.floating)
-    is_kind = is_kind or (takes_pixels and dtype == jnp.uint8)
+    is_allowed = takes_floats and jnp.issubdtype(dtype, jnp.floating)
+    is_allowed = is_allowed or (takes_pixels and dtype == jnp.uint8)
     sides = shape[1:3] if image_size is None else image_sides(image_size)
     is_batch = len(shape) == 4 and shape[0] > 0 and shape[1:] == (*sides, 3)
-    size = "H, W" if image_size is None else "{}, {}".format(*sides)
+    sides_text = "H, W" if image_size is None else "{}, {}".format(*sides)
     refuse_any(
-        (not is_kind, f"images is of type {dtype}; it must be {' or '.join(kinds)}"),
-        (not is_batch, f"images is of shape {shape}; it must be [B, {size}, 3]"),
+        (not is_allowed, f"images is of type {dtype}; it must be {' or '.join(kinds)}"),
+        (not is_batch, f"images is of shape {shape}; it must be [B, {sides_text}, 3]"),
     )
 
 
@@ -100,20 +100,21 @@ def warn_if_unnormalized(
         is_on_host = is_local and platforms == {"cpu"}
     if not is_on_host or not jnp.issubdtype(images.dtype, jnp.floating):
         return False
-    slices = []  # a sample of the pixels decides
+    # A sample decides: about 8 images, 32 rows and 32 columns, with all channels.
+    slices = []
     for length, num_sampled in zip(images.shape, (8, 32, 32), strict=False):
         slices.append(slice(None, None, max(1, length // num_sampled)))
     sample = np.asarray(images)[tuple(slices)].astype(np.float32)
     lowest = sample.min(initial=np.inf)
     highest = sample.max(initial=-np.inf)
-    if lowest >= highest:
+    if lowest >= highest:  # constant or empty; a NaN compares as False, and goes on
         return False
     black = (0 - np.asarray(mean)) / std
     white = (1 - np.asarray(mean)) / std
-    largest_deviation = max(abs(black).max(), abs(white).max())
+    largest_normalized = max(abs(black).max(), abs(white).max())
     if np.isnan(lowest):
         fault = "not all numbers: some are NaN"
-    elif max(-lowest, highest) > max(10, 2 * largest_deviation):
+    elif max(-lowest, highest) > max(10, 2 * largest_normalized):
         fault = "far from 0, as pixels of 0 .. 255"
     elif lowest >= 0 and highest <= 1 and black.min() < 0:
         fault = "all from 0 to 1, as pixels before normalization"

@@ -49,7 +49,8 @@ def list_pictures(images: Any) -> tuple[Any, bool]:
     is_path = isinstance(images, AnyPath)
     if is_path and os.path.isdir(os.path.expanduser(images)):
         return find_images([images]), False
-    if is_path or hasattr(images, "convert") or getattr(images, "ndim", None) == 3:
+    is_pil_image = hasattr(images, "convert")
+    if is_path or is_pil_image or getattr(images, "ndim", None) == 3:
         return [images], True
     return images, False
 
@@ -123,8 +124,8 @@ def _read_path_list(file):
     lines = map(str.strip, read_text(file, "surrogateescape").split("\n"))
     paths = [os.path.expanduser(line) for line in lines if line]
     # Relative paths start at the current folder or, if none exists there, at the list.
-    in_current = any(os.path.exists(path) for path in paths if not os.path.isabs(path))
-    folder = "" if in_current else os.path.dirname(file)
+    relative_paths = [path for path in paths if not os.path.isabs(path)]
+    folder = "" if any(map(os.path.exists, relative_paths)) else os.path.dirname(file)
     return [os.path.join(folder, path) for path in paths]
 
 

@@ -123,8 +123,9 @@ class Source(abc.ABC):
         """
         # Folders and file times are left out, because data get copied.
         num_sampled = min(len(self), SAMPLED_IMAGES)
-        steps = max(1, num_sampled - 1)
-        sampled_indices = [i * (len(self) - 1) // steps for i in range(num_sampled)]
+        num_gaps = max(1, num_sampled - 1)
+        last_index = len(self) - 1
+        sampled_indices = [n * last_index // num_gaps for n in range(num_sampled)]
         return self._digest_with_content(sampled_indices)
 
     @functools.cached_property
@@ -164,10 +165,10 @@ class Source(abc.ABC):
             if error.name not in self.unreadable:
                 self.unreadable[error.name] = error.reason
                 log.warning("%s: %s", error, consequence)
-        is_share = len(self.unreadable) > MAX_UNREADABLE_SHARE * len(self)
-        if is_share or len(recent_errors) >= MAX_UNREADABLE_IN_A_ROW:
-            count = f"{len(self.unreadable)} of {len(self)} images"
-            raise InputError(f"{recent_errors[0]}, as {count} cannot be read")
+        are_too_many = len(self.unreadable) > MAX_UNREADABLE_SHARE * len(self)
+        if are_too_many or len(recent_errors) >= MAX_UNREADABLE_IN_A_ROW:
+            images = f"{len(self.unreadable)} of {len(self)} images"
+            raise InputError(f"{recent_errors[0]}, as {images} cannot be read")
 
     def evenly_spaced(self, count: int | None) -> Self:
         """Take `count` evenly spaced images; all if count is None or not smaller."""
@@ -178,6 +179,7 @@ class Source(abc.ABC):
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Take the images at `indices`, in that order."""
         subset = copy.copy(self)
+        # The copy has the cached digests of the whole source.
         for cached_name in ("digest", "whole_digest"):
             subset.__dict__.pop(cached_name, None)
         subset.indices = np.asarray(self.indices)[np.asarray(indices, np.int64)]
@@ -191,7 +193,7 @@ class Source(abc.ABC):
             return {}
         prime = np.uint64(1099511628211)
         index_hash = np.uint64(14695981039346656037)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # the product is taken modulo 2**64
             for index in self.indices.astype(np.uint64):
                 index_hash = (index_hash ^ index) * prime
         return {"part": f"{int(index_hash):016x}"}

@@ -68,13 +68,14 @@ class ProcessTasks:
         memory_bytes = function_start + len(pickled_function)
         self._early_results = {}  # {task number: (pixel shape, result)}
         self._workers = []
-        folder = None  # of temporary files
+        folder = None  # the system's folder of temporary files
         if os.path.isdir(SHARED_FOLDER):
             _check_shared_memory(memory_bytes)
             folder = SHARED_FOLDER
         # An unnamed file disappears even if all processes are killed.
         with tempfile.TemporaryFile(dir=folder) as file:
             file.truncate(memory_bytes)
+            # None once the pool is closed.
             self._memory: mmap.mmap | None = mmap.mmap(file.fileno(), memory_bytes)
             self._memory[function_start:] = pickled_function
             serve_arguments = (function_start, self._buffer_bytes, num_threads)
@@ -113,6 +114,7 @@ class ProcessTasks:
             worker.process.kill()
         for worker in self._workers:
             worker.close()
+        # Not `mmap.close`, which would unmap it under a chunk's pixels in use.
         self._memory = None
 
 
@@ -125,6 +127,7 @@ class _Worker:
             "from imagepiece_jax.data import worker_pool; "
             f"worker_pool._serve_tasks({memory_fd}, {write_end}, *{serve_arguments})"
         )
+        # "" in sys.path is the current folder, and in PYTHONPATH nothing.
         python_path = os.pathsep.join(folder or os.curdir for folder in sys.path)
         try:
             # Signals stay blocked in the worker, which ends with its parent:
@@ -154,7 +157,7 @@ class _Worker:
     def close(self):
         self.process.wait()
         self.result_stream.close()
-        with contextlib.suppress(OSError):  # unwritten tasks
+        with contextlib.suppress(OSError):  # of tasks that nobody will read
             self.task_stream.close()
 
 
@@ -173,6 +176,7 @@ def _serve_tasks(memory_fd, result_fd, function_start, buffer_bytes, threads):
     """Run a worker process: read tasks from stdin, write results to a pipe."""
     memory = mmap.mmap(memory_fd, 0)
     result_stream = os.fdopen(result_fd, "wb")
+    # Threads share both pipes, and a message is more than one read or write.
     receive_lock = threading.Lock()
     send_lock = threading.Lock()
     read_chunk = pickle.loads(memoryview(memory)[function_start:])
@@ -183,11 +187,10 @@ def _serve_tasks(memory_fd, result_fd, function_start, buffer_bytes, threads):
                 with receive_lock:
                     task_number, buffer_index = pickle.load(sys.stdin.buffer)
                 offset = buffer_index * buffer_bytes
-                place = {"dtype": np.uint8, "buffer": memory, "offset": offset}
+                array_options = {"buffer": memory, "offset": offset, "dtype": np.uint8}
+                allocate = functools.partial(np.ndarray, **array_options)
                 try:
-                    chunk = read_chunk(
-                        task_number, functools.partial(np.ndarray, **place)
-                    )
+                    chunk = read_chunk(task_number, allocate)
                     result = chunk.pixels.shape, chunk._replace(pixels=None)
                 except Exception as error:
                     error.add_note(traceback.format_exc())
@@ -195,6 +198,7 @@ def _serve_tasks(memory_fd, result_fd, function_start, buffer_bytes, threads):
                 with send_lock:
                     pickle.dump((task_number, *result), result_stream)
                     result_stream.flush()
+        # `os._exit` ends the process from any of its threads.
         except (EOFError, BrokenPipeError):  # the parent has ended
             os._exit(0)
         except BaseException:

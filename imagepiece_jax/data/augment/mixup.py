@@ -22,9 +22,9 @@ def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.A
 class Mix:
     """One draw for all images of a batch: how they mix with their partners."""
 
-    lam: jax.Array  # weight of the image's own target
-    box: jax.Array  # top, bottom, left, right of the partner's rectangle, if `cut`
-    cut: jax.Array  # bool: cutmix; else mixup
+    own_share: jax.Array  # of the image and its target; the partner has the rest
+    box: jax.Array  # top, bottom, left, right of the partner's part, if `is_cutmix`
+    is_cutmix: jax.Array  # bool; else mixup
 
 
 def draw_mix(key: jax.Array, height: int, width: int, options: Any) -> Mix | None:
@@ -33,19 +33,22 @@ def draw_mix(key: jax.Array, height: int, width: int, options: Any) -> Mix | Non
     options: a RunConfig, or an object with its fields mixup, cutmix, mixup_prob and
         mixup_switch_prob
     """
-    mixup, cutmix = options.mixup, options.cutmix
-    if mixup <= 0 and cutmix <= 0:
+    mixup_alpha = options.mixup
+    cutmix_alpha = options.cutmix
+    if mixup_alpha <= 0 and cutmix_alpha <= 0:
         return None
-    mixed_key, cut_key, lam_key, center_key = jax.random.split(key, 4)
-    are_both_on = mixup > 0 and cutmix > 0
-    cutmix_prob = options.mixup_switch_prob if are_both_on else float(cutmix > 0)
-    cut = jax.random.uniform(cut_key) < cutmix_prob
-    alpha = jnp.where(cut, jnp.float32(cutmix), jnp.float32(mixup))
-    is_mixed = jax.random.uniform(mixed_key) < options.mixup_prob
-    lam = jnp.where(is_mixed, draw_beta(lam_key, alpha), 1.0)
+    mixing_key, cutmix_key, share_key, center_key = jax.random.split(key, 4)
+    cutmix_probability = float(cutmix_alpha > 0)
+    if mixup_alpha > 0 and cutmix_alpha > 0:
+        cutmix_probability = options.mixup_switch_prob
+    is_cutmix = jax.random.uniform(cutmix_key) < cutmix_probability
+    alpha = jnp.where(is_cutmix, jnp.float32(cutmix_alpha), jnp.float32(mixup_alpha))
+    is_mixed = jax.random.uniform(mixing_key) < options.mixup_prob
+    drawn_share = jnp.where(is_mixed, draw_beta(share_key, alpha), 1.0)
     center = jax.random.randint(center_key, (2,), 0, jnp.array([height, width]))
-    box, box_lam = cutmix_box(lam, center, height, width)
-    return Mix(lam=jnp.where(cut, box_lam, lam), box=box, cut=cut)
+    box, share_outside_box = cutmix_box(drawn_share, center, height, width)
+    own_share = jnp.where(is_cutmix, share_outside_box, drawn_share)
+    return Mix(own_share, box, is_cutmix)
 
 
 def draw_beta(key: jax.Array, alpha: jax.Array) -> jax.Array:
@@ -53,9 +56,10 @@ def draw_beta(key: jax.Array, alpha: jax.Array) -> jax.Array:
     # Two gamma variables, with all tries at once: `jax.random.beta` repeats tries in a
     # loop, and a GPU waits for the host before every turn of a loop of unknown length.
     normal_key, accept_key, boost_key = jax.random.split(key, 3)
+    # Letters of Marsaglia and Tsang, 2000, "A simple method for generating gamma
+    # variables". `1 -` keeps 0 out, whose logarithm is infinite.
     x = jax.random.normal(normal_key, (2, BETA_TRIES))
     u = 1 - jax.random.uniform(accept_key, (2, BETA_TRIES))
-    # Marsaglia and Tsang, 2000, "A simple method for generating gamma variables".
     d = alpha + 2 / 3  # for the shape alpha + 1, above 1 as the method asks
     v = (1 + x / jnp.sqrt(9 * d)) ** 3
     positive_v = jnp.where(v > 0, v, 1)
@@ -71,20 +75,21 @@ def draw_beta(key: jax.Array, alpha: jax.Array) -> jax.Array:
 
 
 def cutmix_box(
-    lam: jax.Array, center: jax.Array, height: int, width: int
+    drawn_share: jax.Array, center: jax.Array, height: int, width: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Box (top, bottom, left, right), and the lam of its clipped area.
+    """Box (top, bottom, left, right), and the image's share outside it.
 
-    Before the image's edges clip it, the box has 1 - lam of the area, around `center`
-    (row, column).
+    Before the image's edges clip it, the box leaves out `drawn_share` of the area,
+    around `center` (row, column).
     """
     sides = jnp.array([height, width], jnp.int32)
-    half_sides = (sides.astype(jnp.float32) * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
-    low_corner = jnp.clip(center - half_sides, 0, sides)
-    high_corner = jnp.clip(center + half_sides, 0, sides)
-    area = jnp.prod(high_corner - low_corner)
-    box = jnp.stack([low_corner[0], high_corner[0], low_corner[1], high_corner[1]])
-    return box, 1 - area.astype(jnp.float32) / (height * width)
+    box_sides = sides.astype(jnp.float32) * jnp.sqrt(1 - drawn_share)
+    half_sides = box_sides.astype(jnp.int32) // 2
+    top_left = jnp.clip(center - half_sides, 0, sides)
+    bottom_right = jnp.clip(center + half_sides, 0, sides)
+    box_area = jnp.prod(bottom_right - top_left)
+    box = jnp.stack([top_left[0], bottom_right[0], top_left[1], bottom_right[1]])
+    return box, 1 - box_area.astype(jnp.float32) / (height * width)
 
 
 def mix_batch(
@@ -104,10 +109,13 @@ def mix_batch(
     top, bottom, left, right = mix.box
     is_row_inside = (rows >= top) & (rows < bottom)
     is_inside = is_row_inside & ((columns >= left) & (columns < right))
-    image_share = jnp.where(mix.cut, 1 - is_inside.astype(jnp.float32), mix.lam)
-    floats = images.astype(jnp.float32), partner_images.astype(jnp.float32)
-    mixed_images = _weighted_mean(image_share[None, :, :, None], *floats)
-    mixed_targets = _weighted_mean(mix.lam, targets, partner_targets)
+    is_outside = 1 - is_inside.astype(jnp.float32)
+    pixel_share = jnp.where(mix.is_cutmix, is_outside, mix.own_share)  # [H, W]
+    float_images = images.astype(jnp.float32)
+    float_partners = partner_images.astype(jnp.float32)
+    pixel_share = pixel_share[None, :, :, None]
+    mixed_images = _weighted_mean(pixel_share, float_images, float_partners)
+    mixed_targets = _weighted_mean(mix.own_share, targets, partner_targets)
     return mixed_images.astype(images.dtype), mixed_targets
 
 

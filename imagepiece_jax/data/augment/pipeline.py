@@ -39,8 +39,8 @@ def augment_batch(
     # the count.
     @functools.cache
     def augmentation_keys():
-        split_keys = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)
-        return [*split_keys(draw_keys())]
+        split_each_key = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)
+        return [*split_each_key(draw_keys())]
 
     if augment.layers:
         images = randaugment(images, augmentation_keys()[2], augment, fill_color(mean))
@@ -50,8 +50,8 @@ def augment_batch(
     return images
 
 
-def erase_randomly(images: jax.Array, keys: jax.Array, prob: float) -> jax.Array:
-    """Fill a box of the normalized image with noise, with probability `prob`.
+def erase_randomly(images: jax.Array, keys: jax.Array, probability: float) -> jax.Array:
+    """Fill a box of every normalized image with noise, with this probability.
 
     Source: Zhong et al., 2020, as in DeiT.
     """
@@ -59,7 +59,8 @@ def erase_randomly(images: jax.Array, keys: jax.Array, prob: float) -> jax.Array
 
     def erase_box(image, key):
         box_key, noise_key = jax.random.split(key)
-        top, left, box_height, box_width = draw_erased_box(box_key, height, width, prob)
+        box = draw_erased_box(box_key, height, width, probability)
+        top, left, box_height, box_width = box
         rows = jnp.arange(height, dtype=jnp.int32)[:, None]
         columns = jnp.arange(width, dtype=jnp.int32)[None, :]
         is_inside = (rows >= top) & (rows < top + box_height)
@@ -70,22 +71,26 @@ def erase_randomly(images: jax.Array, keys: jax.Array, prob: float) -> jax.Array
     return jax.vmap(erase_box)(images, keys)
 
 
-def draw_erased_box(key: jax.Array, height: int, width: int, prob: float) -> jax.Array:
-    """Draw a box (top, left, height, width); size 0 erases nothing."""
-    prob_key, try_key, place_key = jax.random.split(key, 3)
+def draw_erased_box(
+    key: jax.Array, height: int, width: int, probability: float
+) -> jax.Array:
+    """Draw a box, int32 (top, left, height, width); size 0 erases nothing."""
+    probability_key, try_key, place_key = jax.random.split(key, 3)
     area_draw, aspect_draw = jax.random.uniform(try_key, (2, ERASING_TRIES))
-    log_low, log_high = map(math.log, ERASED_ASPECT)
+    least_log_aspect, most_log_aspect = map(math.log, ERASED_ASPECT)
     smallest_share, largest_share = ERASED_AREA
     area_share = smallest_share + area_draw * (largest_share - smallest_share)
     # The area is uniform, and so is the logarithm of the aspect ratio.
-    area = height * width * area_share
-    aspect = jnp.exp(log_low + aspect_draw * (log_high - log_low))
-    tried_heights = jnp.round(jnp.sqrt(area * aspect))
-    tried_widths = jnp.round(jnp.sqrt(area / aspect))
+    tried_areas = height * width * area_share
+    log_aspect_range = most_log_aspect - least_log_aspect
+    tried_aspects = jnp.exp(least_log_aspect + aspect_draw * log_aspect_range)
+    tried_heights = jnp.round(jnp.sqrt(tried_areas * tried_aspects))
+    tried_widths = jnp.round(jnp.sqrt(tried_areas / tried_aspects))
     # The first try that is smaller than the image in both directions counts.
     fits = (tried_heights < height) & (tried_widths < width)
     first_fit = jnp.argmax(fits)
-    is_erased = (jax.random.uniform(prob_key) < prob) & fits[first_fit]
+    is_drawn = jax.random.uniform(probability_key) < probability
+    is_erased = is_drawn & fits[first_fit]  # a false `fits`: no try does
     box_height = jnp.where(is_erased, tried_heights[first_fit], 0)
     box_width = jnp.where(is_erased, tried_widths[first_fit], 0)
     top_draw, left_draw = jax.random.uniform(place_key, (2,))

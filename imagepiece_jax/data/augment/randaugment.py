@@ -33,7 +33,7 @@ _ROUNDING_NUDGE = 1e-3
 class OperationDraws(NamedTuple):
     """Drawn operations, arrays [batch, layers]."""
 
-    op: jax.Array  # index in OPERATION_NAMES
+    operation: jax.Array  # index in OPERATION_NAMES
     is_applied: jax.Array  # bool; else the image stays as it is
     magnitude: jax.Array  # 0 .. 10
     sign: jax.Array  # 1 or -1: the direction of two-sided operations
@@ -55,11 +55,11 @@ def draw_operations(keys: jax.Array, augment: AugmentConfig) -> OperationDraws:
     """Draw operations from one key per image."""
 
     def draw_for_image(key):
-        op_key, applied_key, magnitude_key, sign_key = jax.random.split(key, 4)
+        operation_key, applied_key, magnitude_key, sign_key = jax.random.split(key, 4)
         shape = (augment.layers,)
         noise = augment.magnitude_std * jax.random.normal(magnitude_key, shape)
         return OperationDraws(
-            op=jax.random.randint(op_key, shape, 0, len(OPERATION_NAMES)),
+            operation=jax.random.randint(operation_key, shape, 0, len(OPERATION_NAMES)),
             is_applied=jax.random.uniform(applied_key, shape) < augment.prob,
             magnitude=jnp.clip(augment.magnitude + noise, 0.0, MAX_MAGNITUDE),
             sign=jnp.where(
@@ -74,31 +74,36 @@ def apply_operations(
     images: jax.Array, draws: OperationDraws, fill: Sequence[int]
 ) -> jax.Array:
     """Apply drawn operations layer by layer."""
-    applied_op = jnp.where(draws.is_applied, draws.op, -1)
-    for layer in range(applied_op.shape[1]):
-        strength = (draws.magnitude[:, layer], draws.sign[:, layer])
-        images = _apply_layer(images, applied_op[:, layer], *strength, fill)
+    operation = jnp.where(draws.is_applied, draws.operation, -1)  # -1: none
+    for layer in range(operation.shape[1]):
+        magnitude_and_sign = (draws.magnitude[:, layer], draws.sign[:, layer])
+        images = _apply_layer(images, operation[:, layer], *magnitude_and_sign, fill)
     return images
 
 
-def _apply_layer(images, op, magnitude, sign, fill):
+def _apply_layer(images, operation, magnitude, sign, fill):
     # Fifteen branches would compute every operation for every image. One lookup, one
     # affine transform and one blend cover them; every image takes its own result.
-    tables = make_lookup_tables(images, op, magnitude, sign).reshape(-1)
+    tables = make_lookup_tables(images, operation, magnitude, sign).reshape(-1)
     looked_up_images = tables.at[_table_indices(images)].get(mode="promise_in_bounds")
-    matrices = _make_affine_matrices(op, magnitude, sign, *images.shape[1:3])
-    is_moved = jnp.isin(op, jnp.array(_MOVING_INDICES, op.dtype))[:, None, None, None]
-    is_blended = ((op == _COLOR_INDEX) | (op == _SHARPNESS_INDEX))[:, None, None, None]
+    matrices = _make_affine_matrices(operation, magnitude, sign, *images.shape[1:3])
+    moving_indices = jnp.array(_MOVING_INDICES, operation.dtype)
+    is_moved = jnp.isin(operation, moving_indices)[:, None, None, None]
+    is_blended = (operation == _COLOR_INDEX) | (operation == _SHARPNESS_INDEX)
+    is_blended = is_blended[:, None, None, None]
     moved_images = _move_pixels(images, matrices, fill)
-    blended_images = _enhance_images(images, op, _blend_factor(magnitude, sign))
+    blended_images = _enhance_images(images, operation, _blend_factor(magnitude, sign))
     recolored_images = jnp.where(is_blended, blended_images, looked_up_images)
     return jnp.where(is_moved, moved_images, recolored_images)
 
 
-def _enhance_images(images, op, factor):
-    """Blend images with their gray (Color) or smoothed (Sharpness) version."""
+def _enhance_images(images, operation, factor):
+    """Blend images with their gray (Color) or smoothed (Sharpness) version.
+
+    factor: of the image; the degenerate version, as Pillow calls it, has the rest
+    """
     gray = jnp.broadcast_to(_gray_levels(images)[..., None], images.shape)
-    is_sharpness = (op == _SHARPNESS_INDEX)[:, None, None, None]
+    is_sharpness = (operation == _SHARPNESS_INDEX)[:, None, None, None]
     degenerate_images = jnp.where(is_sharpness, _smooth_images(images), gray)
     factor = factor[:, None, None, None]
     return _blend_images(degenerate_images, images, factor).astype(jnp.uint8)
@@ -132,7 +137,7 @@ def _gray_levels(images):
 
 
 def _blend_factor(magnitude, sign):
-    """Blend factor: 1 keeps the image; magnitude 9 gives 1.81 or 0.19."""
+    """Blend factor: 1 keeps the image; magnitude 9 gives 1.81 or 0.19, as in timm."""
     return jnp.maximum(0.1, 1 + sign * 0.9 * magnitude / 10)
 
 
@@ -144,24 +149,25 @@ def _blend_images(degenerate, image, factor):
 
 
 def make_lookup_tables(
-    images: jax.Array, op: jax.Array, magnitude: jax.Array, sign: jax.Array
+    images: jax.Array, operation: jax.Array, magnitude: jax.Array, sign: jax.Array
 ) -> jax.Array:
     """New values for every value and channel, uint8 [B, 3, 256].
 
     The identity for other operations.
     """
     values = jnp.arange(256, dtype=jnp.int32)[None, None, :]
-    m = magnitude[:, None, None]
+    magnitudes = magnitude[:, None, None]
     signs = sign[:, None, None]
-    factor = _blend_factor(m, signs)
-    # Integers and rounding as in Pillow's ImageOps and ImageEnhance.
-    bits = 4 - (4 * m / 10).astype(jnp.int32)
-    threshold = 256 - jnp.minimum(256, (256 * m / 10).astype(jnp.int32))
-    addend = jnp.minimum(128, (110 * m / 10).astype(jnp.int32))
+    factor = _blend_factor(magnitudes, signs)
+    # Integers and rounding as in timm, and in Pillow's ImageOps and ImageEnhance.
+    bits = 4 - (4 * magnitudes / 10).astype(jnp.int32)
+    inverted_levels = (256 * magnitudes / 10).astype(jnp.int32)
+    threshold = 256 - jnp.minimum(256, inverted_levels)
+    addend = jnp.minimum(128, (110 * magnitudes / 10).astype(jnp.int32))
     table_of_name = {
         "AutoContrast": _autocontrast_tables(images, values),
         "Equalize": _equalize_tables(
-            _count_values(images, op == OPERATION_NAMES.index("Equalize"))
+            _count_values(images, operation == OPERATION_NAMES.index("Equalize"))
         ),
         "Invert": 255 - values,
         "Posterize": (values >> (8 - bits)) << (8 - bits),
@@ -175,17 +181,18 @@ def make_lookup_tables(
     shape = (images.shape[0], 3, 256)
     all_tables = (values, *table_of_name.values())
     stacked_tables = jnp.stack([jnp.broadcast_to(table, shape) for table in all_tables])
-    is_chosen = [op == OPERATION_NAMES.index(name) for name in table_of_name]
-    is_taken = jnp.stack([~functools.reduce(jnp.logical_or, is_chosen), *is_chosen])
+    is_chosen = [operation == OPERATION_NAMES.index(name) for name in table_of_name]
+    has_no_table = ~functools.reduce(jnp.logical_or, is_chosen)
+    table_weights = jnp.stack([has_no_table, *is_chosen]).astype(jnp.float32)
     # A product with zeros and a one, because a compiler folds a chain of selects into
     # the lookup and computes the table anew for every pixel.
-    tables = jnp.einsum(
-        "kb,kbcv->bcv", is_taken.astype(jnp.float32), stacked_tables.astype(jnp.float32)
-    )
+    stacked_tables = stacked_tables.astype(jnp.float32)  # [tables, batch, 3, 256]
+    tables = jnp.einsum("tb,tbcv->bcv", table_weights, stacked_tables)
     return tables.astype(jnp.uint8)
 
 
 def _table_indices(images):
+    """Place of every value in flattened tables [B, 3, 256]."""
     image_index = jax.lax.broadcasted_iota(jnp.int32, images.shape, 0)
     channel_index = jax.lax.broadcasted_iota(jnp.int32, images.shape, 3)
     return (image_index * 3 + channel_index) * 256 + images.astype(jnp.int32)
@@ -229,7 +236,7 @@ def _equalize_tables(histograms):
     return jnp.where(bin_pixels > 0, jnp.minimum(spread_values, 255), values)
 
 
-def _make_affine_matrices(op, magnitude, sign, height, width):
+def _make_affine_matrices(operation, magnitude, sign, height, width):
     """Affine maps of the geometric operations; the identity for other operations.
 
     Returns (a, b, c, d, e, f): source x = a x + b y + c, y = d x + e y + f, in pixels.
@@ -241,12 +248,12 @@ def _make_affine_matrices(op, magnitude, sign, height, width):
     shift = sign * 0.45 * magnitude / 10
     zero = jnp.zeros_like(sign)
     one = jnp.ones_like(sign)
-    x0 = width / 2
-    y0 = height / 2
+    center_x = width / 2
+    center_y = height / 2
     coefficients_of_name = {
-        # Around the center (x0, y0), which stays in place.
-        "Rotate": (cos, -sin, x0 - x0 * cos + y0 * sin)
-        + (sin, cos, y0 - x0 * sin - y0 * cos),
+        # Around the center (center_x, center_y), which stays in place.
+        "Rotate": (cos, -sin, center_x - center_x * cos + center_y * sin)
+        + (sin, cos, center_y - center_x * sin - center_y * cos),
         "ShearX": (one, shear, zero, zero, one, zero),
         "ShearY": (one, zero, zero, shear, one, zero),
         "TranslateX": (one, zero, shift * width, zero, one, zero),
@@ -254,7 +261,7 @@ def _make_affine_matrices(op, magnitude, sign, height, width):
     }
     matrices = jnp.stack([one, zero, zero, zero, one, zero], axis=-1)
     for name, coefficients in coefficients_of_name.items():
-        is_chosen = (op == OPERATION_NAMES.index(name))[:, None]
+        is_chosen = (operation == OPERATION_NAMES.index(name))[:, None]
         matrices = jnp.where(is_chosen, jnp.stack(coefficients, axis=-1), matrices)
     return matrices
 
@@ -265,22 +272,25 @@ def _move_pixels(images, matrices, fill):
     fill: color where a pixel's center lies outside the source
     """
     num_images, height, width, _ = images.shape
+    center_x = jnp.arange(width, dtype=jnp.float32)[None, None, :] + 0.5
+    center_y = jnp.arange(height, dtype=jnp.float32)[None, :, None] + 0.5
+    # The letters of `_make_affine_matrices`, [B, 1, 1] each.
+    a, b, c, d, e, f = [matrices[:, index, None, None] for index in range(6)]
     # Source position of every pixel's center. Behind the barrier x and y are two
     # arrays. Without it the compiler stores every derived index and weight as a
     # separate array, and memory traffic on a GPU triples.
-    column = jnp.arange(width, dtype=jnp.float32)[None, None, :] + 0.5
-    row = jnp.arange(height, dtype=jnp.float32)[None, :, None] + 0.5
-    a, b, c, d, e, f = [matrices[:, k, None, None] for k in range(6)]
-    positions = a * column + b * row + c, d * column + e * row + f
-    x, y = jax.lax.optimization_barrier(positions)
+    source_x_y = a * center_x + b * center_y + c, d * center_x + e * center_y + f
+    x, y = jax.lax.optimization_barrier(source_x_y)
     is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, weights_x = _cubic_neighbors(x - 0.5)
     top, weights_y = _cubic_neighbors(y - 0.5)
     image_starts = jnp.arange(num_images, dtype=jnp.int32) * (height * width)
-    starts = image_starts[:, None, None]
+    image_starts = image_starts[:, None, None]  # places in `pixels`
     # Clipped indices repeat the edge's pixels beyond the edge.
-    columns = [jnp.clip(left + k, 0, width - 1) for k in range(4)]
-    row_starts = [starts + jnp.clip(top + k, 0, height - 1) * width for k in range(4)]
+    columns = [jnp.clip(left + offset, 0, width - 1) for offset in range(4)]
+    row_starts = []
+    for offset in range(4):
+        row_starts.append(image_starts + jnp.clip(top + offset, 0, height - 1) * width)
     pixels = images.reshape(-1, 3)
     pixel_sum = jnp.float32(_ROUNDING_NUDGE)
     for row_start, weight_y in zip(row_starts, weights_y, strict=True):
@@ -301,7 +311,7 @@ def _move_pixels(images, matrices, fill):
 def _cubic_neighbors(position):
     """Index of the first of four neighbors on an axis, and cubic weights (a = -1)."""
     whole_position = jnp.floor(position)  # pixel k has its center at position k
-    d = position - whole_position
+    d = position - whole_position  # distance from the second neighbor
     weights = (
         d * (-1 + d * (2 - d)),
         1 + d * d * (d - 2),

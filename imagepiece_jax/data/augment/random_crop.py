@@ -16,31 +16,32 @@ from imagepiece_jax.data.preprocessing import RgbPixels
 
 CROP_TRIES = 10  # random boxes to try
 CROP_KINDS = ("random_resized", "shift", "none")
-BOX_ASPECT = (3 / 4, 4 / 3)  # bounds of width / height, as in DeiT
+BOX_ASPECTS = (3 / 4, 4 / 3)  # bounds of width / height, as in DeiT
 Rng = np.random.Generator
 Bounds = tuple[float, float]  # smallest and largest
 
 
 def draw_crop_box(
-    height: int, width: int, rng: Rng, area: Bounds, aspect: Bounds = BOX_ASPECT
+    height: int, width: int, rng: Rng, areas: Bounds, aspects: Bounds = BOX_ASPECTS
 ) -> tuple[int, int, int, int]:
     """Draw a box (top, left, height, width): the Inception crop as in DeiT.
 
-    area: bounds of box area / image area, drawn uniformly
-    aspect: bounds of width / height, whose logarithm is drawn uniformly
+    areas: bounds of box area / image area, drawn uniformly
+    aspects: bounds of width / height, whose logarithm is drawn uniformly
     """
-    log_low, log_high = (math.log(bound) for bound in aspect)
+    least_log_aspect, most_log_aspect = (math.log(bound) for bound in aspects)
+    log_aspect_range = most_log_aspect - least_log_aspect
     for area_draw, aspect_draw, top_draw, left_draw in rng.random((CROP_TRIES, 4)):
-        box_area = height * width * (area[0] + area_draw * (area[1] - area[0]))
-        box_aspect = math.exp(log_low + aspect_draw * (log_high - log_low))
+        box_area = height * width * (areas[0] + area_draw * (areas[1] - areas[0]))
+        box_aspect = math.exp(least_log_aspect + aspect_draw * log_aspect_range)
         box_width = round(math.sqrt(box_area * box_aspect))
         box_height = round(math.sqrt(box_area / box_aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
             top = int(top_draw * (height - box_height + 1))
             left = int(left_draw * (width - box_width + 1))
             return top, left, box_height, box_width
-    # No random box fits: the largest centered box within `aspect`.
-    box_aspect = min(max(width / height, aspect[0]), aspect[1])
+    # No random box fits: the largest centered box within `aspects`.
+    box_aspect = min(max(width / height, aspects[0]), aspects[1])
     box_width = min(width, round(height * box_aspect))
     box_height = min(height, round(width / box_aspect))
     top = (height - box_height) // 2
@@ -49,17 +50,17 @@ def draw_crop_box(
 
 
 def random_resized_crop(
-    image: RgbPixels, image_size: ImageSize, rng: Rng, area: Bounds
+    image: RgbPixels, image_size: ImageSize, rng: Rng, areas: Bounds
 ) -> RgbPixels:
     """Crop a box from `draw_crop_box`, and resize it to `image_size`."""
-    height, width = image_sides(image_size)
-    # relative to the output's aspect
-    aspect = (BOX_ASPECT[0] * (width / height), BOX_ASPECT[1] * (width / height))
-    image_height, image_width = image.shape[:2]
-    box = draw_crop_box(image_height, image_width, rng, area, aspect)
-    top, left, box_height, box_width = box
+    new_height, new_width = image_sides(image_size)
+    # DeiT's bounds are for squares: an image of another shape is distorted as much.
+    new_aspect = new_width / new_height
+    aspects = (BOX_ASPECTS[0] * new_aspect, BOX_ASPECTS[1] * new_aspect)
+    height, width = image.shape[:2]
+    top, left, box_height, box_width = draw_crop_box(height, width, rng, areas, aspects)
     cropped_image = image[top : top + box_height, left : left + box_width]
-    return preprocessing.resize_exactly(cropped_image, height, width)
+    return preprocessing.resize_exactly(cropped_image, new_height, new_width)
 
 
 def shift_image(image: RgbPixels, rng: Rng, max_shift: int) -> RgbPixels:

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.files import read_text
@@ -18,8 +18,9 @@ class _TableRow(NamedTuple):
     line_number: int  # in the file
     split: str
     file: str  # relative to the table's folder
-    label: Any  # str as read; then int, -1: not used
+    label_text: str | None  # None: there is no column "label"
     class_name: str  # "": no name
+    label: int = -1  # -1: not used
 
 
 def open_csv(path: str, request: source.SplitRequest) -> source.FileSource:
@@ -39,7 +40,7 @@ def open_csv(path: str, request: source.SplitRequest) -> source.FileSource:
         label = -1
         with titled_errors(f"{path} line {row.line_number}"):
             if request.labeled and row.split in splits.values():
-                label = _parse_label(row.label, request.num_classes)
+                label = _parse_label(row.label_text, request.num_classes)
                 name = row.class_name
                 if name and name_of_label.setdefault(label, name) != name:
                     raise InputError(f"class is {name!r}, not {name_of_label[label]!r}")
@@ -54,8 +55,8 @@ def open_csv(path: str, request: source.SplitRequest) -> source.FileSource:
     if request.split == "train":
         absent_labels = {*range(request.num_classes or 0)}.difference(labels)
     if not split_rows or absent_labels:
-        lack = f"and label {min(absent_labels)}" if absent_labels else ""
-        raise InputError(f"{path} has no row with split {request.split!r} {lack}")
+        label_text = f"and label {min(absent_labels)}" if absent_labels else ""
+        raise InputError(f"{path} has no row with split {request.split!r} {label_text}")
     num_classes = request.num_classes or 1 + max(row.label for row in rows)
     class_names = None
     if name_of_label:
@@ -67,39 +68,41 @@ def open_csv(path: str, request: source.SplitRequest) -> source.FileSource:
 
 
 def _read_rows(path, default_split):
-    """Read all splits' rows, labels as text; no column means `default_split`."""
+    """Read the rows of all splits; `default_split` if there is no column."""
     rows = []
     table = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
     try:
         columns = [column.strip() for column in table.fieldnames or ()]
         table.fieldnames = columns
         # Of two equal columns the last would win silently.
-        has_twice = any(columns.count(column) > 1 for column in COLUMN_NAMES)
-        if has_twice or "filename" not in columns:
-            needed = "one must be 'filename', none twice"
-            raise InputError(f"the columns are {columns}; {needed}")
+        has_equal_columns = any(columns.count(name) > 1 for name in COLUMN_NAMES)
+        if has_equal_columns or "filename" not in columns:
+            rule = "one must be 'filename', none twice"
+            raise InputError(f"the columns are {columns}; {rule}")
         for fields in table:
-            if any(fields.get(None, ())):  # a comma at the end is harmless
+            # csv keeps surplus fields under None. A comma at the end gives "".
+            if any(fields.get(None, ())):
                 raise InputError("it has more fields than columns; quote commas")
-            row_split = fields.get("split", default_split).strip()
-            check_choice("split", row_split, source.SPLIT_NAMES)
+            split = fields.get("split", default_split).strip()
+            check_choice("split", split, source.SPLIT_NAMES)
             class_name = composed_name(fields.get("class", "").strip())
-            row = (row_split, fields["filename"], fields.get("label"), class_name)
-            rows.append(_TableRow(table.line_num, *row))
+            entries = (split, fields["filename"], fields.get("label"), class_name)
+            rows.append(_TableRow(table.line_num, *entries))
     except (InputError, csv.Error) as error:
         raise InputError(f"{path} line {table.line_num}: {error}") from error
     return rows
 
 
-def _parse_label(text, num_classes):
-    if text is None:
+def _parse_label(label_text, num_classes):
+    if label_text is None:
         raise NoLabels("there is no column 'label'")
     # Stricter than int(), which also takes 1_0.
-    label = text.strip()
-    if not label.isdecimal() or (num_classes and int(label) >= num_classes):
-        limit = f" below num_classes, {num_classes}" if num_classes else ""
-        raise InputError(f"label is {text!r}; it must be a whole number from 0{limit}")
-    return int(label)
+    digits = label_text.strip()
+    if not digits.isdecimal() or (num_classes and int(digits) >= num_classes):
+        rule = "a whole number from 0"
+        rule += f" below num_classes, {num_classes}" if num_classes else ""
+        raise InputError(f"label is {label_text!r}; it must be {rule}")
+    return int(digits)
 
 
 def _check_repeated_images(rows, path):

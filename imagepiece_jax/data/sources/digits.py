@@ -13,10 +13,9 @@ def open_digits(path: str, request: SplitRequest) -> ArraySource:
     """Open a split of the digits, enlarged to 16x16; `path` is ""."""
     check_num_classes(request.num_classes, 10, "data set digits")
     digits, labels = read_digits()
-    is_wanted = _draw_test_set(labels)
-    if request.split == "train":
-        is_wanted = ~is_wanted
-    indices = np.flatnonzero(is_wanted)
+    is_test_image = _draw_test_images(labels)
+    is_in_split = ~is_test_image if request.split == "train" else is_test_image
+    indices = np.flatnonzero(is_in_split)
     images = []
     for gray in np.round(digits[indices] * (255 / 16)).astype(np.uint8):
         # Bicubic, like a photograph.
@@ -29,13 +28,13 @@ def open_digits(path: str, request: SplitRequest) -> ArraySource:
 
 
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
-    """1,797 images 8x8 from 0 to 16, and labels; digits.txt states the source."""
+    """Images [1797, 8, 8] of levels 0 to 16, and labels; digits.txt has the source."""
     with gzip.open(pathlib.Path(__file__).parent / "digits.csv.gz", "rt") as file:
         table = np.loadtxt(file, np.int32, delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
 
 
-def _draw_test_set(labels):
+def _draw_test_images(labels):
     """True for a fifth of every class, the same in every run and on every machine."""
     # RandomState, because NumPy has frozen its streams for good. A Generator's
     # permutation may change with a release, and the split with it.

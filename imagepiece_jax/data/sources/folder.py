@@ -36,8 +36,7 @@ def list_images(root: AnyPath, subfolder: str = "") -> FolderListing:
     listing = FolderListing([], [])
     start_folder = os.path.join(root, subfolder)
     seen_folders = set()
-    for folder, *names_by_kind in _walk_folders(start_folder):
-        folder_names, image_names, other_names = names_by_kind
+    for folder, folder_names, image_names, other_names in _walk_folders(start_folder):
         real_path = os.path.realpath(folder)
         if real_path in seen_folders:  # links may lead to a folder again, in circles
             folder_names.clear()
@@ -45,7 +44,8 @@ def list_images(root: AnyPath, subfolder: str = "") -> FolderListing:
         seen_folders.add(real_path)
         relative_folder = os.path.relpath(folder, root)
         for paths, names in zip(listing, (image_names, other_names), strict=True):
-            paths += [os.path.normpath(os.path.join(relative_folder, n)) for n in names]
+            for name in names:
+                paths.append(os.path.normpath(os.path.join(relative_folder, name)))
     if not listing.image_paths:
         note = left_out_note(root, listing.left_out_paths) or "it is empty"
         raise InputError(f"folder {pathlib.Path(start_folder)} holds no images: {note}")
@@ -80,7 +80,7 @@ def _is_visible(name):
 
 def _list_entries(folder):
     """Sorted names in a folder: (folders, images, other names)."""
-    return next(_walk_folders(folder))[1:]
+    return next(_walk_folders(folder))[1:]  # [0] is the folder itself
 
 
 def left_out_note(root: AnyPath, left_out_paths: list[str]) -> str | None:

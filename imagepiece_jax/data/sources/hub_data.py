@@ -44,14 +44,15 @@ def open_hub_data(path: str, request: source.SplitRequest) -> "HubSource":
         return HubSource(rows, split_title, np.full(len(rows), -1), 0)
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
     class_names = None
-    is_whole = labels.dtype.kind in "iu" and labels.ndim == 1  # none is missing
-    num_classes = request.num_classes or (int(labels.max()) + 1 if is_whole else 0)
+    # A missing label makes all of them floats.
+    are_integers = labels.dtype.kind in "iu" and labels.ndim == 1
+    num_classes = request.num_classes or (int(labels.max()) + 1 if are_integers else 0)
     if isinstance(rows.features["label"], datasets.ClassLabel):
         stored_names = tuple(rows.features["label"].names)
         class_names = shorten_imagenet_names(stored_names)
         num_classes = len(stored_names)
     source.check_num_classes(request.num_classes, num_classes, title)
-    if not is_whole or labels.min() < 0 or labels.max() >= num_classes:
+    if not are_integers or labels.min() < 0 or labels.max() >= num_classes:
         raise InputError(f"{title} has labels other than 0 to {num_classes - 1}")
     hub_source = HubSource(rows, split_title, labels, num_classes, class_names)
     hub_source.split = split_name
@@ -89,13 +90,14 @@ class HubSource(source.Source):
         for field in ("bytes", "path"):
             options = pyarrow.compute.StructFieldOptions(field)
             columns[field] = call_function("struct_field", [image_column], options)
-        sizes = call_function("binary_length", [columns["bytes"]]).fill_null(-1)
-        sizes = sizes.to_numpy()[indices]
+        stored_sizes = call_function("binary_length", [columns["bytes"]])
+        # -1: no bytes, but a path.
+        sizes = stored_sizes.fill_null(-1).to_numpy()[indices]
         yield sizes.tobytes()
         yield self.labels[indices].tobytes()
-        file_paths = columns["path"].to_numpy()[indices][sizes < 0]
-        stored_paths = [path for path in file_paths if path]
-        if stored_paths:
-            file_names = [os.path.basename(path) for path in stored_paths]
+        all_paths = columns["path"].to_numpy()[indices][sizes < 0]
+        file_paths = [path for path in all_paths if path]  # a row may lack an image
+        if file_paths:
+            file_names = [os.path.basename(path) for path in file_paths]
             yield "\0".join(file_names).encode(errors="surrogateescape")
-            yield source.read_file_sizes(stored_paths).tobytes()
+            yield source.read_file_sizes(file_paths).tobytes()

@@ -90,11 +90,11 @@ class TfdsSource(source.Source):
 
     def identity_bytes(self, indices: np.ndarray) -> Iterator[bytes]:
         dataset_info = self._examples.dataset_info
-        file_facts = []
+        file_entries = []
         for file in dataset_info.splits[self._examples.split].file_instructions:
             name = os.path.basename(file.filename)
-            file_facts.append([name, file.take, os.path.getsize(file.filename)])
-        yield json.dumps(file_facts).encode()
+            file_entries.append([name, file.take, os.path.getsize(file.filename)])
+        yield json.dumps(file_entries).encode()
         if self.subset_record:
             yield indices.tobytes()
 

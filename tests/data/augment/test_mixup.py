@@ -36,28 +36,28 @@ def test_soft_targets_and_no_mix():
 
 
 @pytest.mark.parametrize(
-    "lam, center, box, box_lam",
+    "share, center, box, share_outside",
     [
         # 224 * sqrt(.25) = 112, half of it above the image: 56 * 112 of 224 * 224
         (0.75, (0, 112), [0, 56, 56, 168], 0.875),
         (0.75, (100, 200), [44, 156, 144, 224], 1 - 112 * 80 / 224**2),
     ],
 )
-def test_cutmix_box_by_hand(lam, center, box, box_lam):
-    drawn, drawn_lam = cutmix_box(np.float32(lam), np.array(center), 224, 224)
+def test_cutmix_box_by_hand(share, center, box, share_outside):
+    drawn, drawn_share = cutmix_box(np.float32(share), np.array(center), 224, 224)
     assert drawn.tolist() == box
-    assert_close(drawn_lam, box_lam, units=1)
+    assert_close(drawn_share, share_outside, units=1)
 
 
 def test_cutmix_boxes_reach_every_edge():
     out = draw_mixes(mixup=0, cutmix=1.0)
-    assert out.cut.all()
-    assert not draw_mixes(mixup=0.8, cutmix=0).cut.any()
+    assert out.is_cutmix.all()
+    assert not draw_mixes(mixup=0.8, cutmix=0).is_cutmix.any()
     top, bottom, left, right = out.box.T
     np.testing.assert_allclose(
-        out.lam, 1 - (bottom - top) * (right - left) / (32 * 48), atol=1e-6
+        out.own_share, 1 - (bottom - top) * (right - left) / (32 * 48), atol=1e-6
     )
-    small = out.box[out.lam > 0.97]
+    small = out.box[out.own_share > 0.97]
     edges = [*small[:, ::2].min(axis=0), *small[:, 1::2].max(axis=0)]
     assert edges == [0, 0, 32, 48]
 
@@ -77,20 +77,20 @@ def test_beta_has_scipys_distribution(alpha):
 
 def test_mixup_and_cutmix_have_their_shares():
     out = draw_mixes(mixup=0.3, cutmix=1.0, mixup_prob=0.6, mixup_switch_prob=0.2)
-    assert abs(out.cut.mean() - 0.2) < 0.026  # 4 standard deviations
-    blended = ~out.cut & (out.lam < 1)
+    assert abs(out.is_cutmix.mean() - 0.2) < 0.026  # 4 standard deviations
+    blended = ~out.is_cutmix & (out.own_share < 1)
     assert abs(blended.mean() - 0.8 * 0.6) < 0.032
     # Each kind has its own alpha: Beta(.3, .3) has the variance 1 / 6.4
-    assert abs(out.lam[blended].var() - 1 / 6.4) < 0.012
-    unmixed = np.flatnonzero(out.lam == 1)
+    assert abs(out.own_share[blended].var() - 1 / 6.4) < 0.012
+    unmixed = np.flatnonzero(out.own_share == 1)
     assert abs(len(unmixed) / 4000 - 0.4) < 0.032
 
 
-def mix_random_batch(lam, box, cut, dtype):
+def mix_random_batch(own_share, box, is_cutmix, dtype):
     """(images, partners' images, mixed images, mixed targets) of four noise images."""
     images = np.random.default_rng(0).normal(size=(4, 6, 8, 3)).astype(dtype)
     targets = np.asarray(soft_targets(np.arange(4), 5, 0.1))
-    drawn = mixup.Mix(np.float32(lam), np.array(box), np.array(cut))
+    drawn = mixup.Mix(np.float32(own_share), np.array(box), np.array(is_cutmix))
     mixed = mix_batch(drawn, (images, targets), (images[::-1], targets[::-1]))
     return images, images[::-1], *mixed
 

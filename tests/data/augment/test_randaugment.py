@@ -42,11 +42,11 @@ def pieces():
     return out
 
 
-def fixed_draws(op, magnitude, sign, applied=True):
+def fixed_draws(operation, magnitude, sign, applied=True):
     """Equal draws for every image, or arrays [B, 2]."""
     shape = (len(pieces()), 2)
     return OperationDraws(
-        op=np.broadcast_to(np.int32(op), shape),
+        operation=np.broadcast_to(np.int32(operation), shape),
         is_applied=np.broadcast_to(np.asarray(applied), shape),
         magnitude=np.broadcast_to(np.float32(magnitude), shape),
         sign=np.broadcast_to(np.float32(sign), shape),
@@ -84,7 +84,7 @@ def test_device_and_pillow_agree_on_any_draw():
     rng = np.random.default_rng(1)
     shape = (len(pieces()), 2)
     drawn = fixed_draws(
-        op=rng.integers(0, len(OPERATION_NAMES), shape),
+        operation=rng.integers(0, len(OPERATION_NAMES), shape),
         magnitude=rng.uniform(0, 10, shape),
         sign=rng.choice([-1, 1], shape),
         applied=rng.random(shape) < 0.7,
@@ -123,7 +123,7 @@ def test_extreme_magnitudes_by_hand(name, magnitude, expected):
     )
     by_pillow = oracles_augment.randaugment(RAMP[0], drawn)
     np.testing.assert_array_equal(by_pillow[:, :, 1].ravel(), values)
-    arrays = (jnp.array(x) for x in (drawn.op, drawn.magnitude, drawn.sign))
+    arrays = (jnp.array(x) for x in (drawn.operation, drawn.magnitude, drawn.sign))
     np.testing.assert_array_equal(tables(RAMP, *arrays)[0, 2], values)
 
 
@@ -132,9 +132,9 @@ def test_draws_have_the_recipes_distribution():
     keys = jax.random.split(jax.random.key(3), 6000)
     out = OperationDraws(*map(np.asarray, draw(keys, POLICY)))
     assert all(x.shape == (6000, 2) for x in out)
-    shares = np.stack([(out.op == k).mean(0) for k in range(15)])
+    shares = np.stack([(out.operation == k).mean(0) for k in range(15)])
     assert np.abs(shares - 1 / 15).max() < 0.013  # sqrt(1/15 * 14/15 / 6000) = .0032
-    same = (out.op[:, 0] == out.op[:, 1]).mean()
+    same = (out.operation[:, 0] == out.operation[:, 1]).mean()
     assert abs(same - 1 / 15) < 0.013  # with replacement, the layers independent
     for half in (out.is_applied, out.sign == 1):
         assert abs(half.mean() - 0.5) < 0.018

@@ -45,15 +45,15 @@ def test_crop_boxes_have_the_recipes_distribution():
     ],
 )
 def test_thin_images_fall_back_to_the_center(height, width, box):
-    assert random_crop.draw_crop_box(height, width, rng(), area=(0.9, 1.0)) == box
+    assert random_crop.draw_crop_box(height, width, rng(), areas=(0.9, 1.0)) == box
 
 
 def test_boxes_have_aspects_and_positions_and_use_equal_draws():
-    wide = dict(area=(0.1, 0.1), aspect=(2.0, 3.0))
+    wide = dict(areas=(0.1, 0.1), aspects=(2.0, 3.0))
     for seed in range(20):
         *_, height, width = random_crop.draw_crop_box(300, 300, rng(seed), **wide)
         assert 1.9 < width / height < 3.1
-    quarter = dict(area=(0.25, 0.25), aspect=(1.0, 1.0))
+    quarter = dict(areas=(0.25, 0.25), aspects=(1.0, 1.0))
     draws = map(rng, range(100))
     boxes = {random_crop.draw_crop_box(2, 2, draw, **quarter) for draw in draws}
     assert boxes == {(0, 0, 1, 1), (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 1, 1)}
