@@ -9,37 +9,19 @@ from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from tests.helpers import tiny_vit
 
 TOME = "tome:r=3"
-VARIANT_FIELDS = {
-    "parameters": "biases",
-    "images": 32,
-    "held_out": 16,
-    "steps": 8,
-    "batch_size": 16,
-    "seed": 0,
-    "seconds": 1.0,
-    "measure": "KL",
-    "before": 0.25,
-    "after": 0.125,
-    "interval": (-0.15, -0.1),
-    "agreement": (80.0, 90.0),
-    "curve": ((0, 0.25), (8, 0.125)),
-    "stopped": False,
-    "lr": 0.002,
-    "weights": "public.pth",
-    "off_the_shelf": 0.25,
-    "learned": "",
-}
+VARIANT_FIELDS = {"parameters": "biases", "images": 32, "held_out": 16, "steps": 8}
+VARIANT_FIELDS |= {"batch_size": 16, "seed": 0, "seconds": 1.0, "measure": "KL"}
+VARIANT_FIELDS |= {"before": 0.25, "after": 0.125, "off_the_shelf": 0.25}
+VARIANT_FIELDS |= {"interval": (-0.15, -0.1), "agreement": (80.0, 90.0), "lr": 0.002}
+VARIANT_FIELDS |= {"curve": ((0, 0.25), (8, 0.125)), "stopped": False}
+VARIANT_FIELDS |= {"weights": "public.pth", "learned": ""}
 
 
 def make_variant(vit, changed=True, **fields):
-    fields = {
-        "reduction": vit.reduction,
-        "image_size": vit.image_size,
-        "depth": vit.model.depth,
-        "share": vit.gmacs / vit.with_reduction("none").gmacs,
-        "changed": changed,
-    } | fields
-    return RecoveredVariant(**VARIANT_FIELDS | fields)
+    of_model = {"reduction": vit.reduction, "image_size": vit.image_size}
+    of_model |= {"depth": vit.model.depth, "changed": changed}
+    of_model["share"] = vit.gmacs / vit.with_reduction("none").gmacs
+    return RecoveredVariant(**VARIANT_FIELDS | of_model | fields)
 
 
 def moved_values(vit, seed=0):

@@ -26,12 +26,11 @@ def training(model):
     )
 
 
-def training_model(fields):
+def training_model(reduction):
     """A training model, and a compiled function of keys that returns Outputs."""
-    model = tiny_vit.model(fields, masked=True)
+    model = tiny_vit.model(reduction, masked=True)
     variables = tiny_vit.variables(model)
-    run = training(model)
-    return model, lambda keys: run(variables, tiny_vit.images(), keys)
+    return model, lambda keys: training(model)(variables, tiny_vit.images(), keys)
 
 
 def lean_selectors(variables, log_odds):
@@ -57,12 +56,9 @@ class KeepListed(Reducer):
     tokens: tuple[int, ...]
 
     def __call__(self, inputs, counts, train=False):
-        slots = [
-            self.tokens.index(i) if i in self.tokens else DROPPED
-            for i in range(counts.n_in)
-        ]
-        slots = jnp.broadcast_to(jnp.asarray(slots), inputs.x.shape[:2])
-        return Assignment(slot_of_token=slots, n_out=len(self.tokens))
+        slots = np.full(inputs.x.shape[:2], DROPPED)
+        slots[:, list(self.tokens)] = np.arange(len(self.tokens))
+        return Assignment(slot_of_token=jnp.asarray(slots), n_out=len(self.tokens))
 
 
 def without_masked(model, masks):

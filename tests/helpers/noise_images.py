@@ -14,10 +14,8 @@ from imagepiece_jax.training.config import RunConfig
 
 def train_transform(image_size, **changes):
     """The training transform of configs/base.py, with `changes` of its fields."""
-    transform = RunConfig.from_config(base.get_config()).data.train_transform(
-        image_size
-    )
-    return dataclasses.replace(transform, **changes)
+    data_config = RunConfig.from_config(base.get_config()).data
+    return dataclasses.replace(data_config.train_transform(image_size), **changes)
 
 
 class Noise(Source):
@@ -41,8 +39,8 @@ class Noise(Source):
         if place in self.bad:
             return b"torn", place, name
         rng = np.random.default_rng(place)
-        height, width = (self.side, self.side) if self.side else rng.integers(9, 30, 2)
-        return rng.integers(0, 256, (height, width, 3), np.uint8), place, name
+        sides = (self.side, self.side) if self.side else rng.integers(9, 30, 2)
+        return rng.integers(0, 256, (*sides, 3), np.uint8), place, name
 
 
 def train_batches(
@@ -66,18 +64,17 @@ def field_values(batches, field="label"):
 
 
 def global_batches(parts):
-    """Global batches from the batches of all processes, in order of position.
-
-    test_placement checks the samples' places on devices.
-    """
+    """Global batches from the batches of all processes, in order of position."""
     joined_batches = []
     for batches in zip(*parts, strict=True):
         joined_batch = {}
         for field in batches[0]:
-            array = np.concatenate([batch[field] for batch in batches])  # [D, A, m, .]
-            devices, count, m = array.shape[:3]
-            flat = np.empty((count, devices * m) + array.shape[3:], array.dtype)
-            flat[:, device_samples(devices * m, devices)] = array.swapaxes(0, 1)
+            # [devices, micro-batches, samples of a device, ..]
+            array = np.concatenate([batch[field] for batch in batches])
+            devices, count, samples = array.shape[:3]
+            flat = np.empty((count, devices * samples) + array.shape[3:], array.dtype)
+            # test_placement checks the samples' places on devices.
+            flat[:, device_samples(devices * samples, devices)] = array.swapaxes(0, 1)
             joined_batch[field] = flat.reshape((-1,) + array.shape[3:])
         joined_batches.append(joined_batch)
     return joined_batches

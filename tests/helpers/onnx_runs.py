@@ -50,8 +50,8 @@ def run_openvino(model, *batches):
     if isinstance(model, onnx.ModelProto):
         model = model.SerializeToString()
     core = openvino.Core()
-    graph = core.read_model(model)
-    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    hints = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(model), "CPU", hints)
     return [compiled([np.asarray(images)])[0] for images in batches]
 
 

@@ -44,9 +44,8 @@ def randaugment(image, draws, fill=(124, 116, 104)):
     picture = Image.fromarray(image)
     for op, applied, magnitude, sign in zip(*draws, strict=True):
         if applied:
-            picture = _operated(
-                picture, OPERATION_NAMES[op], float(magnitude), float(sign), fill
-            )
+            drawn = OPERATION_NAMES[op], float(magnitude), float(sign)
+            picture = _operated(picture, *drawn, fill)
     return np.asarray(picture)
 
 

@@ -1,23 +1,12 @@
 """Small training states for the tests of checkpoints."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
-
-
-@struct.dataclass
-class State:
-    step: Any
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-    ema_params: Any = None
+from imagepiece_jax.training.train_step import TrainState
 
 
 def make_state(seed=0, width=64):
@@ -28,17 +17,19 @@ def make_state(seed=0, width=64):
         "scale": rng.normal(size=5).astype(jnp.bfloat16),
     }
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-    return State(
+    return TrainState(
         step=np.asarray(seed, np.int32),
         params=params,
         batch_stats={"norm": {"mean": np.full(3, seed, np.float32)}},
         opt_state=jax.device_get(optimizer.init(params)),
-        ema_params=params,
+        ema={"params": params},
+        window={"loss": np.float32(seed)},
+        skipped=np.asarray(0, np.int32),
     )
 
 
 def abstract(state):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    return jax.eval_shape(lambda: state)
 
 
 def assert_same(state, expected):
