@@ -117,49 +117,52 @@ def test_commands_cost_what_docstrings_state(name, line, cost):
         assert cost == expected
 
 
-# DeiT's published values (Touvron et al. 2021).
-DEIT_RECIPE = {
-    # the paper's table 9
-    "epochs": 300,
-    "batch_size": 1024,
-    "lr": 0.0005,
-    "weight_decay": 0.05,
-    "warmup_epochs": 5.0,
-    "label_smoothing": 0.1,
-    "model.drop_path_rate": 0.1,
-    "clip_grad_norm": 0.0,
-    "augment.magnitude": 9.0,
-    "augment.magnitude_std": 0.5,
-    "augment.erase_prob": 0.25,
-    "mixup": 0.8,
-    "cutmix": 1.0,
-    # main.py of facebookresearch/deit
-    "betas": (0.9, 0.999),
-    "eps": 1e-8,
-    "warmup_lr": 1e-6,
-    "min_lr": 1e-5,
-    "mixup_prob": 1.0,
-    "mixup_switch_prob": 0.5,
-    "ema_decay": 0.99996,
-    "image_size": 224,
-    "num_classes": 1000,
-    # its samplers.py, and its datasets.py, which resizes to 256
-    "data.repeats": 3,
-    "data.crop": "random_resized",
-    "data.resize": "deit",
-    "data.eval_crop": None,  # 224 / 256 without start weights
-    "data.eval_interpolation": "bicubic",
-    # timm's rand_augment_transform and RandomResizedCropAndInterpolation
-    "augment.layers": 2,
-    "augment.prob": 0.5,
-    "data.area": (0.08, 1.0),
-    "data.flip": True,
-}
+# DeiT's published values (Touvron et al. 2021): the paper's table 9,
+DEIT_RECIPE = {"epochs": 300, "batch_size": 1024, "lr": 0.0005, "weight_decay": 0.05}
+DEIT_RECIPE |= {"warmup_epochs": 5.0, "label_smoothing": 0.1, "clip_grad_norm": 0.0}
+DEIT_RECIPE |= {"model.drop_path_rate": 0.1, "mixup": 0.8, "cutmix": 1.0}
+DEIT_RECIPE |= {"augment.magnitude": 9.0, "augment.magnitude_std": 0.5}
+DEIT_RECIPE |= {"augment.erase_prob": 0.25}
+# main.py of facebookresearch/deit,
+DEIT_RECIPE |= {"betas": (0.9, 0.999), "eps": 1e-8, "warmup_lr": 1e-6, "min_lr": 1e-5}
+DEIT_RECIPE |= {"mixup_prob": 1.0, "mixup_switch_prob": 0.5, "ema_decay": 0.99996}
+DEIT_RECIPE |= {"image_size": 224, "num_classes": 1000}
+# its samplers.py, and its datasets.py, which resizes to 256,
+DEIT_RECIPE |= {"data.repeats": 3, "data.crop": "random_resized", "data.resize": "deit"}
+DEIT_RECIPE |= {"data.eval_crop": None}  # 224 / 256 without start weights
+DEIT_RECIPE |= {"data.eval_interpolation": "bicubic"}
+# timm's rand_augment_transform and RandomResizedCropAndInterpolation.
+DEIT_RECIPE |= {"augment.layers": 2, "augment.prob": 0.5}
+DEIT_RECIPE |= {"data.area": (0.08, 1.0), "data.flip": True}
+# Published training's changes: Rao et al. 2021 and Kong et al. 2022. The learning rate
+# is 1e-3 at 1,024 images.
+MASKED_TRAINING = {"epochs": 30, "batch_size": 1024, "lr": 5e-4, "min_lr": 1e-6}
+MASKED_TRAINING |= {"warmup_epochs": 5.0, "clip_grad_norm": 0.0, "ema_decay": 0.9999}
+MASKED_TRAINING |= {"model.drop_path_rate": 0.0, "data.repeats": 1}
+MASKED_TRAINING |= {"init.fresh": ("reducer",)}
+LEARNED = {"ratio_weight": 2.0, "kl_weight": 0.5, "token_weight": 0.5}
+LEARNED |= {"backbone_lr": 0.01, "frozen_epochs": 5.0}
 
 
 @pytest.mark.parametrize("size", ["deit_ti", "deit_s"])
-def test_deit_recipe(size):
-    assert DEIT_RECIPE.items() <= dict(list_fields(read_config("deit_s", size))).items()
+@pytest.mark.parametrize(
+    "name, recipe, method_fields",
+    [
+        ("deit_s", DEIT_RECIPE, {}),
+        ("deit_s_dynamicvit", MASKED_TRAINING, LEARNED),
+        ("deit_s_imagepiece_dynamicvit", MASKED_TRAINING, LEARNED),
+        (
+            "deit_s_spvit",
+            MASKED_TRAINING | {"min_lr": 1e-5, "warmup_epochs": 0.0},
+            LEARNED,
+        ),
+    ],
+)
+def test_published_recipes(size, name, recipe, method_fields):
+    config = read_config(name, size)
+    assert dict(list_fields(config)).items() >= recipe.items()
+    method = RunConfig.from_config(config).reduction.method
+    assert vars(method).items() >= method_fields.items()
 
 
 def test_recipe_of_90_epochs():
@@ -182,39 +185,6 @@ def test_recipe_of_90_epochs():
     assert (arch.pool, arch.class_token) == ("mean", False)
     # There Posterize keeps four bits at the highest magnitude, 10; here none.
     assert fields["augment.magnitude"] < 10
-
-
-# Published training's changes: Rao et al. 2021 and Kong et al. 2022.
-MASKED_TRAINING = {
-    "epochs": 30,
-    "batch_size": 1024,
-    "lr": 5e-4,  # 1e-3 at 1,024 images
-    "min_lr": 1e-6,
-    "warmup_epochs": 5.0,
-    "clip_grad_norm": 0.0,
-    "ema_decay": 0.9999,
-    "model.drop_path_rate": 0.0,
-    "data.repeats": 1,
-    "init.fresh": ("reducer",),
-}
-LEARNED = {"ratio_weight": 2.0, "kl_weight": 0.5, "token_weight": 0.5}
-LEARNED |= {"backbone_lr": 0.01, "frozen_epochs": 5.0}
-
-
-@pytest.mark.parametrize("size", ["deit_ti", "deit_s"])
-@pytest.mark.parametrize(
-    "method, changes",
-    [
-        ("dynamicvit", {}),
-        ("imagepiece_dynamicvit", {}),
-        ("spvit", {"min_lr": 1e-5, "warmup_epochs": 0.0}),
-    ],
-)
-def test_recipe_of_masked_training(size, method, changes):
-    config = read_config(f"deit_s_{method}", size)
-    assert dict(list_fields(config)).items() >= (MASKED_TRAINING | changes).items()
-    reduction = RunConfig.from_config(config).reduction
-    assert vars(reduction.method).items() >= LEARNED.items()
 
 
 def test_every_model_part_has_a_placeholder():

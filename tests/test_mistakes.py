@@ -1,14 +1,12 @@
 import dataclasses
 import importlib
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import imagepiece_jax
 from imagepiece_jax.common import timer
 from tests.helpers import tiny_vit
-from tests.helpers.picture_files import write_csv
+from tests.helpers.picture_files import noise, write_csv, write_plain
 from tests.helpers.run_command import call
 
 TYRO = "For full helptext"  # in each of its boxes
@@ -104,17 +102,15 @@ def folder(tmp_path_factory):
     imagepiece_jax.save(encoder, folder / "encoder")
     tiny_vit.write(folder / "bare.npz", vit.variables)
     (folder / "empty").mkdir()
-    (folder / "photos").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    for name in ("a.png", "photos/b.png"):
-        Image.fromarray(pixels[0]).save(folder / name)
+    write_plain(folder, "a.png", "photos/b.png")
+    pixels = noise(2, 16, 16)
     for name in ("damaged.png", "fake.pth"):
         (folder / name).write_bytes(b"nothing")
     (folder / "a.txt").write_text("mine")
     write_csv(folder, pixels, [0, 12])
     (folder / "set.csv").rename(folder / "other.csv")
-    names = [*"abcdefghij"]
-    imagepiece_jax.save(dataclasses.replace(vit, class_names=names), folder / "named")
+    named = dataclasses.replace(vit, class_names=[*"abcdefghij"])
+    imagepiece_jax.save(named, folder / "named")
     (folder / "named.csv").write_text("filename,label,class\na.png,0,tench\n")
     (folder / "unlabeled.csv").write_text("filename\na.png\n")
     write_csv(folder, pixels, [0, 1])

@@ -8,6 +8,7 @@ import dataclasses
 import types
 
 import jax
+import numpy as np
 import pytest
 from flax import linen as nn
 
@@ -24,34 +25,20 @@ from tests.helpers.refused_calls import refused
 SIDE = 40  # images above 32 pixels are resized
 
 
-def other_mean(vit):
+def changed_models(vit):
+    """{setting: the model with another value of it}."""
     config = dataclasses.replace(vit.config, mean=(0.5, 0.5, 0.5))
-    return dataclasses.replace(vit, model=vit.model.clone(config=config))
-
-
-def fused(vit):
-    model = vit.model.with_execution(attention_impl="cudnn")
-    return dataclasses.replace(vit, model=model)
-
-
-def drawn(vit):
-    origin = dataclasses.replace(vit.origin, run={"seed": 1})
-    return dataclasses.replace(vit, origin=origin)
-
-
-def other_weights(vit):
-    return vit.with_variables(jax.tree.map(lambda leaf: leaf + 1, vit.variables))
-
-
-COUNTS = tiny_vit.with_fields(tiny_vit.EVIT, keep_rate=0.61)
-MODELS = {
-    "weights": other_weights,
-    "mean": other_mean,
-    "reduction": lambda vit: vit.with_reduction(COUNTS),
-    "crop": lambda vit: vit.with_preprocessing(crop=0.8),
-    "attention": fused,
-    "drawn": drawn,
-}
+    fused = vit.model.with_execution(attention_impl="cudnn")
+    other_seed = dataclasses.replace(vit.origin, run={"seed": 1})
+    counts = tiny_vit.with_fields(tiny_vit.EVIT, keep_rate=0.61)
+    return {
+        "weights": vit.with_variables(jax.tree.map(np.negative, vit.variables)),
+        "mean": dataclasses.replace(vit, model=vit.model.clone(config=config)),
+        "reduction": vit.with_reduction(counts),
+        "crop": vit.with_preprocessing(crop=0.8),
+        "attention": dataclasses.replace(vit, model=fused),
+        "drawn": dataclasses.replace(vit, origin=other_seed),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +72,7 @@ def test_changed_settings_refuse_a_features_file(vit, tmp_path):
     before = file.read_bytes()
     for name in ("weights", "mean", "crop", "reduction"):
         with refused("was made with", name):
-            write_features(MODELS[name](vit), photographs, file)
+            write_features(changed_models(vit)[name], photographs, file)
     with refused("was made with", "patches"):
         write_features(vit, photographs, file, patches=True)
     assert file.read_bytes() == before
@@ -104,10 +91,7 @@ OTHERS = {
 )
 def test_changed_settings_are_measured_anew(vit, name):
     measured = MeasuredWeights(vit, types.SimpleNamespace(facts=SETTING))
-    changes = OTHERS.get(name) or {"vit": MODELS[name](vit)}
+    changes = OTHERS.get(name) or {"vit": changed_models(vit)[name]}
     changed = dataclasses.replace(measured, **changes)
-    key, other = (
-        weights.make_result_key("accuracy", weights.vit.reduction)
-        for weights in (measured, changed)
-    )
-    assert key != other
+    key = measured.make_result_key("accuracy", vit.reduction)
+    assert changed.make_result_key("accuracy", changed.vit.reduction) != key

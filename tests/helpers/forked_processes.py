@@ -33,18 +33,17 @@ def fork(words, cwd=ROOT, env=None, stdout=None, stderr=None):
 
     stdout, stderr: open files; None: the test's own
     """
-    environment = dict(os.environ if env is None else env)
-    numbers = [1 if stdout is None else stdout.fileno()]
-    numbers.append(2 if stderr is None else stderr.fileno())
+
+    opened = stdout or sys.__stdout__, stderr or sys.__stderr__
     # multiprocessing passes open files only as connections.
-    files = [connection.Connection(os.dup(number)) for number in numbers]
+    files = [connection.Connection(os.dup(file.fileno())) for file in opened]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
     # A fork would lose OpenBLAS's threads.
     server = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     with mock.patch.dict(os.environ, server):
         forkserver.ensure_running()
-    arguments = [*map(str, words)], cwd, environment, files
+    arguments = [*map(str, words)], cwd, dict(os.environ if env is None else env), files
     process = context.Process(target=_run, args=arguments)
     process.start()
     for file in files:

@@ -13,8 +13,10 @@ from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.registry import public_models
 from imagepiece_jax.models.variables import variable_shapes
+from tests.helpers.random_gradients import draw_normal
 
 PACKAGES = ("jax", "timm", "torch", "transformers")
+noise = draw_normal
 
 
 def record(**row):
@@ -27,14 +29,8 @@ def record(**row):
 
 def public_weights():
     """The names of all public weights."""
-    names = []
-    for model, row in public_models().items():
-        names += [f"{model}.{tag}" for tag in row["weights"]]
-    return names
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    rows = public_models().items()
+    return [f"{model}.{tag}" for model, row in rows for tag in row["weights"]]
 
 
 def run_torch(run, images):

@@ -6,11 +6,10 @@ import numpy as np
 
 import imagepiece_jax
 from imagepiece_jax.recovery import recover, recovery_step
-from tests.helpers import tiny_vit
+from tests.helpers import picture_files, tiny_vit
 
 DROPPING = "evit:keep_rate=0.3:blocks=(0,):fuse_token=False"
 MERGING = "tome:r=5"
-SIDE = tiny_vit.SIDE
 
 
 def reduced_model(reduction=DROPPING, **options):
@@ -18,9 +17,8 @@ def reduced_model(reduction=DROPPING, **options):
     return tiny_vit.pretrained(reduction, depth=2, **options)
 
 
-def noise(count=48, side=SIDE, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (count, side, side, 3), np.uint8)
+def noise(count=48, side=tiny_vit.SIDE):
+    return picture_files.noise(count, side, side)
 
 
 def run_recovery(vit, images=None, **fields):

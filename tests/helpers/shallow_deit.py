@@ -9,14 +9,15 @@ from imagepiece_jax.weights import tensor_files
 def deit_ti(monkeypatch, depth):
     """Let DeiT-Ti have only its first `depth` blocks, also when its file is read."""
     extract = tensor_files.extract_state_dict
-    kept = re.compile(rf"(?!blocks\.)|blocks\.[0-{depth - 1}]\.")
+    is_kept = re.compile(rf"(?!blocks\.)|blocks\.[0-{depth - 1}]\.").match
 
     def first_blocks(content):
-        return {k: v for k, v in extract(content).items() if kept.match(k)}
+        return {
+            name: array for name, array in extract(content).items() if is_kept(name)
+        }
 
     monkeypatch.setattr(tensor_files, "extract_state_dict", first_blocks)
-    monkeypatch.setitem(
-        registry.public_models()["deit_tiny_patch16_224"], "depth", depth
-    )
+    row = registry.public_models()["deit_tiny_patch16_224"]
+    monkeypatch.setitem(row, "depth", depth)
     # The unpatched function has no cache, so no depth is remembered.
     monkeypatch.setattr(registry, "model_config", registry.model_config.__wrapped__)

@@ -12,12 +12,11 @@ from imagepiece_jax.reduction.methods import METHODS
 from tests.helpers import tiny_vit
 
 BATCH = 2
+UNWEIGHTED = {"metric": "token", "size_weighting": False}
 REDUCED = {
     "imagepiece": tiny_vit.IMAGEPIECE,
     "fused": tiny_vit.FUSED,
-    "token": tiny_vit.with_fields(
-        tiny_vit.IMAGEPIECE, metric="token", size_weighting=False
-    ),
+    "token": tiny_vit.with_fields(tiny_vit.IMAGEPIECE, **UNWEIGHTED),
     "tome": "tome:counts=(23,21,17)",
     "random": "random:keep_rate=0.7:blocks=(1,2)",
 }
@@ -54,10 +53,7 @@ def equations(jaxpr):
 
 def replace_core(monkeypatch):
     """Replace fused attention by a sum without an array of N x N weights."""
-
-    def stand_in(query, key, value, **options):
-        return query + key + value
-
+    stand_in = lambda query, key, value, **options: query + key + value  # noqa: E731
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
 
 
