@@ -114,15 +114,18 @@ class Attention(nn.Module):
             score_inputs["value"] = value
         rotary = self.config.arch.rotary
         if rotary is not None:
-            widths = (self.config.head_dim, state.num_prefix)
+            head_dim = self.config.head_dim
+            num_prefix = state.num_prefix
             # With a grid nothing is reduced yet: all images share their positions.
             if state.grid:
-                rotations = rotary.grid_rotations(state.grid, *widths)
+                rotations = rotary.grid_rotations(state.grid, head_dim, num_prefix)
             else:
                 coordinates: Any = state.coordinates  # set in a rotary model
-                rotations = rotary.rotations(coordinates, *widths)
+                rotations = rotary.rotations(coordinates, head_dim, num_prefix)
+            # Padding tokens of x have no coordinates.
             pad_tokens = attention_kernels.pad_tokens
-            cos, sin = (pad_tokens(cast(Any, a), x.shape[1]) for a in rotations)
+            cos = pad_tokens(cast(Any, rotations[0]), x.shape[1])
+            sin = pad_tokens(cast(Any, rotations[1]), x.shape[1])
             key = rotary.rotate(key, (cos, sin))
             query = rotary.rotate(query, (cos[:, :num_queries], sin[:, :num_queries]))
         key_bias = None
@@ -131,7 +134,8 @@ class Attention(nn.Module):
         return Heads(query, key, value, score_inputs, key_bias, state.full_mask)
 
     def _split_heads(self, token_rows, x):
-        """Split rows of tokens x into heads."""
+        """Split projected tokens of x, as rows of a matrix, into heads."""
+        # The rows may be those of x's first tokens alone, hence -1.
         shape = (x.shape[0], -1, self.config.num_heads, self.config.head_dim)
         return token_rows.reshape(shape)
 
@@ -144,8 +148,9 @@ class Attention(nn.Module):
     ) -> dict[str, jax.Array]:
         """Image token scores for reducers, without padding: the names in `score_names`.
 
-        ATTENTION_SCORES [batch, tokens] are float32, as in ReducerInputs; "key",
-        "query" and "value" [batch, tokens, head_dim] are means over heads.
+        ATTENTION_SCORES [batch, tokens] are float32, as in ReducerInputs ("cls_attn" is
+        that of the first token); "key", "query" and "value" [batch, tokens, head_dim]
+        are means over heads.
         """
         num_tokens = state.x.shape[1]
         query = heads.query[:, :num_tokens]
@@ -287,20 +292,24 @@ class AttentionPool(nn.Module):
         # bias adds the same number to all logits and is left out.
         x, size, mask = cut_pooled_tokens(x, state, self.config.arch)
         if self.is_initializing():
-            self.k(x)
-        query = self._probe_query()[0, 0].astype(jnp.float32)
-        kernel = self.k.variables["params"]["kernel"].astype(jnp.float32)
-        kernel = kernel.reshape(self.config.embed_dim, *query.shape)
-        query_kernel = jnp.einsum("xhd,hd->xh", kernel, query, precision="highest")
+            self.k(x)  # creates the projection's parameters
+        query = self._probe_query()[0, 0].astype(jnp.float32)  # [heads, head_dim]
+        key_kernel = self.k.variables["params"]["kernel"].astype(jnp.float32)
+        key_kernel = key_kernel.reshape(self.config.embed_dim, *query.shape)
+        folded_query = jnp.einsum("xhd,hd->xh", key_kernel, query, precision="highest")
         x = x.astype(jnp.float32)
-        logits = jnp.einsum("bnx,xh->bnh", x, query_kernel, precision="highest")
+        logits = jnp.einsum("bnx,xh->bnh", x, folded_query, precision="highest")
         bias = jnp.log(size) if self.prop_attn else jnp.zeros_like(size)
         if mask is not None:
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
-        attn = attention_scores.mean_softmax(logits * query.shape[-1] ** -0.5, bias)
-        return state.image_rows(attn) if self.config.arch.pool_include_prefix else attn
+        scores = attention_scores.mean_softmax(logits * query.shape[-1] ** -0.5, bias)
+        # Without `pool_include_prefix` the cut has taken the prefix away.
+        if not self.config.arch.pool_include_prefix:
+            return scores
+        return state.image_rows(scores)
 
     def _probe_query(self):
+        """The probe's query, the same for all images: [1, 1, heads, head_dim]."""
         return self._split_heads(self.q(self.latent.astype(self.dtype)))
 
     def _split_heads(self, x):

@@ -82,12 +82,13 @@ class BlockReduction:
             fields["probe"] = self.probe(state)
         if reducer.draws_random(self.counts, train):
             if self.keys is None:  # fixed keys, one per image
-                indices = jnp.arange(len(state.x))
-                keys = jax.vmap(jax.random.fold_in, (None, 0))(root_key(0), indices)
+                numbers = jnp.arange(len(state.x))
+                fold_in_numbers = jax.vmap(jax.random.fold_in, (None, 0))
+                image_keys = fold_in_numbers(root_key(0), numbers)
             else:
-                keys = self.keys["reducer"]
+                image_keys = self.keys["reducer"]
             fold_in = jax.vmap(jax.random.fold_in, (0, None))
-            fields["rng"] = fold_in(keys, self.block_index)
+            fields["rng"] = fold_in(image_keys, self.block_index)
         return ReducerInputs(**fields)
 
 
@@ -139,6 +140,7 @@ class Block(nn.Module):
         attend = Block.attend
         feed_forward = Block.feed_forward
         if self.execution.remat and train:
+            # nn.remat takes methods of the class; 3 and 4 are score_names and train.
             attend = nn.remat(attend, static_argnums=(3, 4))
             feed_forward = nn.remat(feed_forward)
         decision = None
@@ -184,8 +186,8 @@ class Block(nn.Module):
         size_before = state.size
         state, decision = reduction(state, scores, train)
         value = self.attn.project_values(self._norm_input(state.x))
-        merged = attend_merged(attention, value, decision.result, size_before)
-        out = self.attn.project_output(merged)
+        merged_heads = attend_merged(attention, value, decision.result, size_before)
+        out = self.attn.project_output(merged_heads)
         state = self._cut_to_queries(state)
         x = add_branch(state.x, self._scale_output(out), factor)
         return dataclasses.replace(state, x=x), scores, decision
@@ -199,7 +201,7 @@ class Block(nn.Module):
         return add_branch(x, self.ls2(out), factor)
 
     def _cut_to_queries(self, state):
-        """Cut `state` to the tokens returned by the block."""
+        """Cut `state` to the tokens returned by the block, which nothing reduces."""
         if not self.num_queries:
             return state
         x = state.x[:, : self.num_queries]

@@ -86,9 +86,10 @@ class Head:
         if self.activation is None:
             raise InputError(f"problem_type is {self.problem_type!r}, without classes")
         if self.activation == "sigmoid":
-            return 0.5 * (1 + np.tanh(logits / 2))
-        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return powers / powers.sum(axis=-1, keepdims=True)
+            return 0.5 * (1 + np.tanh(logits / 2))  # never overflows
+        # The largest logit becomes 0, so no exponential overflows.
+        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
     def check_single_label(self, weights_title: str, reader: str) -> None:
         """Refuse multi-label and regression weights for a `reader` of one label."""

@@ -27,7 +27,7 @@ def cost_summary(model: ViT, dense_models: Sequence[ViT]) -> str:
     table = cost_table(model, dense_models[0])
     gmacs = model_macs(model) / 1e9
     summary = f"{gmacs:#.4g} GMACs an image"
-    for dense_model in dict.fromkeys(dense_models):
+    for dense_model in dict.fromkeys(dense_models):  # one line for equal models
         if dense_model == model:
             continue
         dense_gmacs = model_macs(dense_model) / 1e9
@@ -42,23 +42,16 @@ def cost_table(model: ViT, dense_model: ViT) -> str:
     The stem includes prefix and positions; the head includes final norm and pooling.
     """
     part_names = ["stem", *[f"block {i}" for i in range(model.depth)], "head", "total"]
-    block_plans = [None, *model.plan, None, None]
-    macs = _part_macs(model)
-    dense_macs = _part_macs(dense_model)
-    parameter_counts = _part_parameters(model)
+    block_plans = [None, *model.plan, None, None]  # only blocks have one
+    columns = [_part_macs(model), _part_macs(dense_model), _part_parameters(model)]
+    for column in columns:
+        column.append(sum(column))  # the total
     rows: list[tuple[object, ...]] = [
         ("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")
     ]
-    for name, block_plan, part_macs, dense_part_macs, parameter_count in zip(
-        part_names,
-        block_plans,
-        [*macs, sum(macs)],
-        [*dense_macs, sum(dense_macs)],
-        [*parameter_counts, sum(parameter_counts)],
-        strict=True,
-    ):
-        cells = [f"{count / 1e6:.1f}" for count in (part_macs, dense_part_macs)]
-        cells.append(f"{parameter_count:,}")
+    parts = zip(part_names, block_plans, *columns, strict=True)
+    for name, block_plan, macs, dense_macs, parameter_count in parts:
+        cells = [f"{macs / 1e6:.1f}", f"{dense_macs / 1e6:.1f}", f"{parameter_count:,}"]
         if block_plan is None:
             rows.append((name, "", "", *cells, ""))
         else:
@@ -85,7 +78,8 @@ def model_macs(model: ViT) -> float:
 
 def share_of_dense(model: ViT) -> float:
     """A model's MACs divided by the dense model's MACs."""
-    plan = plan_blocks(model.depth, model.config.num_tokens, (), num_prefix=0)
+    num_patches = math.prod(model.config.grid)
+    plan = plan_blocks(model.depth, num_patches, (), model.config.arch.prefix)
     return model_macs(model) / model_macs(model.clone(plan=plan))
 
 
@@ -121,9 +115,9 @@ def _block_macs(model, block_plan):
     # First the projections to queries, keys and values, and proj; then both products.
     attention_macs = 2 * (num_tokens + num_values) * width**2
     attention_macs += (num_tokens**2 + num_values**2) * width
-    num_layers = 3 if config.arch.mlp == "swiglu" else 2  # SwiGLU's MLP has a gate
+    num_mlp_layers = 3 if config.arch.mlp == "swiglu" else 2  # SwiGLU has a gate
     hidden_dim = round(config.mlp_ratio * width)
-    return attention_macs + block_plan.mlp_tokens * num_layers * width * hidden_dim
+    return attention_macs + block_plan.mlp_tokens * num_mlp_layers * width * hidden_dim
 
 
 def reducer_macs(model: ViT, block_plan: BlockPlan) -> float:
@@ -154,12 +148,12 @@ def stem_macs(config: ViTConfig) -> int:
     """A stem's MACs for one RGB image, cut to whole patches."""
     num_patches = math.prod(config.grid)
     num_pixels = num_patches * config.patch_size**2
+    input_width = 3  # RGB
     if config.stem == "patch":
-        return num_pixels * 3 * config.embed_dim
-    macs = num_patches * config.embed_dim**2
-    width_in = 3
+        return num_pixels * input_width * config.embed_dim
+    macs = num_patches * config.embed_dim**2  # the last, 1x1 convolution
     for width in conv_stem_widths(config.embed_dim, config.patch_size):
-        num_pixels //= 4
-        macs += num_pixels * 9 * width_in * width
-        width_in = width
+        num_pixels //= 4  # stride 2
+        macs += num_pixels * 3 * 3 * input_width * width
+        input_width = width
     return macs

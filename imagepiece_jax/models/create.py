@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,7 +90,8 @@ def build_model(
     masked: plan for training, where methods with a mask keep all tokens
     Raises InputError for a reduction that does not fit.
     """
-    dense_plan = plan_blocks(config.depth, config.num_tokens, (), num_prefix=0)
+    num_patches = math.prod(config.grid)
+    dense_plan = plan_blocks(config.depth, num_patches, (), config.arch.prefix)
     dense_model = ViT(config, dense_plan, execution)
     return with_plan(dense_model, Reduction.read(reduction), masked)
 
@@ -100,15 +102,15 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     masked: plan for training, where methods with a mask keep all tokens
     Raises InputError for a reduction that does not fit the model.
     """
-    config = model.config
+    arch = model.config.arch
     with titled_errors(f"reduction {reduction.typed or reduction}"):
         fitted_reduction = fit_to_cost(reduction, model)
-        facts = model.facts_for_methods()
-        plan = fitted_reduction.method.plan(facts, config.arch.prefix, masked)
-        contract.check_plan(plan, facts.class_token, facts.pool, config.grid)
+        model_facts = model.facts_for_methods()
+        plan = fitted_reduction.method.plan(model_facts, arch.prefix, masked)
+        contract.check_plan(plan, arch.class_token, arch.pool, model.config.grid)
     # The config's default comes first: MAE's weights, for example, work without
     # proportional attention.
-    prop_attn = config.prop_attn
+    prop_attn = model.config.prop_attn
     if prop_attn is None:
         prop_attn = fitted_reduction.method.default_prop_attn
     if fitted_reduction.prop_attn in (None, prop_attn):
@@ -129,13 +131,13 @@ def fit_to_cost(reduction: Reduction, model: ViT) -> Reduction:
     method = reduction.method
     if method.macs is None:
         return reduction
-    macs = method.macs
-    facts = model.facts_for_methods()
+    target_share = method.macs
+    model_facts = model.facts_for_methods()
     if type(method) is Method:  # a placeholder such as Method(macs=0.5)
-        method = replace_placeholder(method, facts)
+        method = replace_placeholder(method, model_facts)
     model = model.clone(parent=None)  # hashable, which Flax's stubs do not say
-    ratio = _nearest_ratio(method, macs, model)  # pyrefly: ignore[bad-argument-type]
-    fitted_method = method.at_ratio(ratio, facts)
+    ratio = _nearest_ratio(method, target_share, model)  # pyrefly: ignore[bad-argument-type]
+    fitted_method = method.at_ratio(ratio, model_facts)
     return dataclasses.replace(reduction, method=fitted_method, typed=str(reduction))
 
 
@@ -146,52 +148,63 @@ def log_reduction(reduction: Reduction, model: ViT) -> None:
     if reduction.method.macs is None or not parallel.is_main():
         return
     method_name = (model.reduction or reduction).name
-    block_plans = enumerate(model.plan)
-    counts = {i: plan.counts.n_out for i, plan in block_plans if plan.counts}
+    counts_by_block = {}
+    for index, block_plan in enumerate(model.plan):
+        if block_plan.counts:
+            counts_by_block[index] = block_plan.counts.n_out
     line = f"{method_name}: all tokens stay at this cost"
-    if counts:
-        line = f"{method_name} in blocks {', '.join(map(str, counts))}; "
-        line += f"counts {', '.join(map(str, counts.values()))}; "
+    if counts_by_block:
+        line = f"{method_name} in blocks {', '.join(map(str, counts_by_block))}; "
+        line += f"counts {', '.join(map(str, counts_by_block.values()))}; "
         line += f"{share_of_dense(model):.2f} of the MACs"
     log.info(line)
 
 
+# A search makes 32 plans in 30 to 70 ms, and one command fits a reduction many times.
 @functools.lru_cache(maxsize=256)
-def _nearest_ratio(method, target, model):
-    """Bisect for the ratio whose share of the dense MACs is nearest to `target`.
+def _nearest_ratio(method, target_share, model):
+    """Bisect for the ratio whose share of the dense MACs is nearest to `target_share`.
 
     Raises InputError if the nearest cost misses by more than COST_TOLERANCE.
     """
-    facts = model.facts_for_methods()
-    shares = {}  # {ratio: share of the dense model's MACs}
-    errors = {}  # {ratio: Unreachable}
+    model_facts = model.facts_for_methods()
+    share_by_ratio = {}  # of the dense model's MACs
+    error_by_ratio = {}
 
     def compute_share(ratio):
-        plan = method.at_ratio(ratio, facts).plan(facts, model.config.arch.prefix)
-        shares[ratio] = share_of_dense(model.clone(plan=plan))
-        return shares[ratio]
+        fitted_method = method.at_ratio(ratio, model_facts)
+        plan = fitted_method.plan(model_facts, model.config.arch.prefix)
+        share_by_ratio[ratio] = share_of_dense(model.clone(plan=plan))
+        return share_by_ratio[ratio]
 
+    # Bisection computes neither end, and either may be the nearest.
     compute_share(0.0)
     with contextlib.suppress(Unreachable):
         compute_share(1.0)
-    low = 0.0
-    high = 1.0
+    low_ratio = 0.0
+    high_ratio = 1.0
     for _ in range(MAX_BISECTIONS):
-        middle = (low + high) / 2
+        middle_ratio = (low_ratio + high_ratio) / 2
         try:
-            costs_less = compute_share(middle) < target
+            costs_less = compute_share(middle_ratio) < target_share
         except Unreachable as error:  # too few tokens: the ratio is too high
-            errors[middle] = error
+            error_by_ratio[middle_ratio] = error
             costs_less = True
         if costs_less:
-            high = middle
+            high_ratio = middle_ratio
         else:
-            low = middle
-    nearest_ratio = min(shares, key=lambda ratio: abs(shares[ratio] - target))
-    if abs(shares[nearest_ratio] - target) <= COST_TOLERANCE:
+            low_ratio = middle_ratio
+
+    def miss(ratio):
+        return abs(share_by_ratio[ratio] - target_share)
+
+    nearest_ratio = min(share_by_ratio, key=miss)
+    if miss(nearest_ratio) <= COST_TOLERANCE:
         return nearest_ratio
-    sentence = f"but the method's nearest cost is {shares[nearest_ratio]:.3f}"
-    raise errors.get(high) or InputError(f"macs is {target:g}, {sentence}")
+    # If the limit above is a refused ratio, its reason says more than the nearest cost.
+    sentence = f"but the method's nearest cost is {share_by_ratio[nearest_ratio]:.3f}"
+    error = InputError(f"macs is {target_share:g}, {sentence}")
+    raise error_by_ratio.get(high_ratio, error)
 
 
 def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
@@ -201,31 +214,34 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
     ImageNet's. The crop is always from config.data.
     Raises InputError for fields that do not fit.
     """
-    model_fields = run_config["model"]
+    model_section = run_config["model"]
     # The named model's crop belongs to its published weights, not to this run.
-    crop_fields = read_fields(run_config["data"])
+    crop = read_fields(run_config["data"])
     config_fields: dict[str, Any] = {
-        "preprocessing": Preprocessing(run_config["image_size"], **crop_fields),
+        "preprocessing": Preprocessing(run_config["image_size"], **crop),
         "num_classes": run_config["num_classes"],
     }
     for field in (*RUN_SIZE_FIELDS, "stem", "mean", "std"):
-        if model_fields.get(field) is not None:
-            config_fields[field] = model_fields[field]
+        if model_section.get(field) is not None:
+            config_fields[field] = model_section[field]
     if ("mean" in config_fields) != ("std" in config_fields):
         raise InputError("model.mean and model.std are given both, or neither")
-    parts = model_fields["arch"].items()
-    arch_fields = {k: replace_lists(v) for k, v in parts if v is not None}
-    if model_fields["name"]:
-        base_config = registry.model_config(model_fields["name"])
-        arch = base_config.arch.with_fields(arch_fields)
+    parts = {}
+    for name, part in model_section["arch"].items():
+        if part is not None:
+            parts[name] = replace_lists(part)
+    if model_section["name"]:
+        base_config = registry.model_config(model_section["name"])
+        arch = base_config.arch.with_fields(parts)
         config = dataclasses.replace(base_config, arch=arch, **config_fields)
+        # A published size need not be whole patches (`ViTConfig.at_size`).
         published_sizes = base_config.image_size, base_config.patch_size
         if (config.image_size, config.patch_size) == published_sizes:
             return config
     else:
         # A DeiT with changed parts, normalized like ImageNet
         normalization: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-        arch = DEIT.with_fields(arch_fields)
+        arch = DEIT.with_fields(parts)
         config = ViTConfig(**normalization | config_fields, arch=arch)
     patch_grid(config.image_size, config.patch_size)  # raises for incomplete patches
     return config

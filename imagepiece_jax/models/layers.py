@@ -34,9 +34,9 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*tokens dim"]) -> Float[Array, "*tokens dim"]:
-        dim = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, dim, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, dim, jnp.float32)
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         return layer_norm(x, scale, bias, self.dtype, self.eps)
 
 
@@ -45,8 +45,9 @@ class LayerScale(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*tokens dim"]) -> Float[Array, "*tokens dim"]:
-        init = nn.initializers.constant(1e-5, jnp.float32)
+        init = nn.initializers.constant(1e-5, jnp.float32)  # timm's default
         gamma = self.param("gamma", init, x.shape[-1:]).astype(x.dtype)
+        # Tests refuse rank promotion, which hides wrong axes.
         return x * jnp.expand_dims(gamma, range(x.ndim - 1))
 
 
@@ -107,15 +108,17 @@ class PatchStem(nn.Module):
 
     @nn.compact
     def __call__(self, images: PixelRows, train: bool = False) -> PatchGrid:
-        p = self.patch_size
+        side = self.patch_size
         batch, height, width, channels = images.shape
-        patches = images.reshape(batch, height // p, p, width // p, p, channels)
-        # On CPUs a matrix product's gradient is twice as fast as a convolution's.
+        rows = height // side
+        patches = images.reshape(batch, rows, side, width // side, side, channels)
+        # On CPUs a matrix product's gradient is twice as fast as a convolution's. Its
+        # inputs are [batch, rows, columns, side, side, channels].
         return nn.DenseGeneral(
             self.embed_dim,
             axis=(-3, -2, -1),
             kernel_init=KERNEL_INIT,
-            bias_init=bias_init(channels * p**2),
+            bias_init=bias_init(channels * side**2),
             use_bias=self.use_bias,
             dtype=self.dtype,
             name="proj",

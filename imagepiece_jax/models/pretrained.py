@@ -151,11 +151,11 @@ class Pretrained:
     @functools.cached_property
     def digest(self) -> str:
         """16 hex digits that change with the weights and with any recovered value."""
-        weights: Any = self.variables
-        if self.recovery is not None:
-            dense_params = self.dense_variables["params"]
-            weights = [weights, *self.recovery.collect_digested_values(dense_params)]
-        return variables_digest(weights)[:16]
+        if self.recovery is None:
+            return variables_digest(self.variables)[:16]
+        dense_params = self.dense_variables["params"]
+        learned_values = self.recovery.collect_digested_values(dense_params)
+        return variables_digest([self.variables, *learned_values])[:16]
 
     @functools.cached_property
     def device_variables(self) -> Mapping[str, Any]:
@@ -211,13 +211,13 @@ class Pretrained:
         if self.untrained_kinds:
             warnings.warn(
                 f"{self!r}: untrained parts were drawn from a seed; train them first",
-                stacklevel=3,
+                stacklevel=3,  # the line that called `load`, `save`, `optimize` ..
             )
 
     def with_variables(self, variables: Mapping[str, Any]) -> Self:
         """The same model with new variables, for example trained further."""
         origin = self.origin
-        if origin.positions is not None:  # the new ones are of this size
+        if origin.positions is not None:  # the new variables' have the model's size
             origin = dataclasses.replace(origin, image_size=None, positions=None)
         # Recovered values were learned for the old variables.
         changes = {"dense_variables": variables, "recovery": None, "origin": origin}
@@ -276,10 +276,12 @@ class Pretrained:
         return dataclasses.replace(self, model=self.model.clone(config=config))
 
     def with_default_execution(self, dtype: str | None = "float32") -> Self:
-        """The same model with default execution, except dtype and attention kernel."""
-        given = self.model.execution
-        dtype = dtype or given.dtype.name
-        execution = make_execution(self.config, dtype, given.attention)
+        """The same model with default execution, except its attention kernel.
+
+        dtype: None: the model's
+        """
+        dtype = dtype or self.model.execution.dtype.name
+        execution = make_execution(self.config, dtype, self.model.execution.attention)
         return dataclasses.replace(self, model=self.model.clone(execution=execution))
 
     def reduced_model(self, reduction: ReductionLike) -> ViT:
@@ -310,6 +312,7 @@ class Pretrained:
         """
         origin = self.origin
         params = dict(self.dense_variables["params"])
+        # `selectors` replace them: the new model's may be in other blocks.
         for name in timm_tensors.selector_params(self.dense_variables):
             del params[name]
         if image_sides(model.config.image_size) != image_sides(self.image_size):
@@ -320,6 +323,7 @@ class Pretrained:
                 origin, image_size=trained_size, positions=params.get("pos_embed")
             )
             params = resize_positions.fit_positions(params, model.config, trained_size)
+        # Selectors drawn from a seed are not worth keeping.
         selectors = self.selectors
         if "selectors" not in self.untrained_kinds:
             selectors = self.collect_selectors()
@@ -330,7 +334,7 @@ class Pretrained:
         variables, drawn_parts = timm_tensors.make_own_variables(
             model, selectors, origin.title, fresh_parts, seed or 0, known_variables
         )
-        vit = dataclasses.replace(
+        pretrained = dataclasses.replace(
             self,
             model=model,
             dense_variables=variables,
@@ -338,12 +342,12 @@ class Pretrained:
             origin=origin.with_untrained(variables["params"], drawn_parts),
         )
         if self.recovery is not None:
-            self.recovery.log_unrecovered(model, vit.label)
-        return vit
+            self.recovery.log_unrecovered(model, pretrained.label)
+        return pretrained
 
 
 def check_loaded(vit: object) -> None:
-    """Raise InputError for anything but a Pretrained, such as a path of weights."""
+    """Raise InputError unless an argument `vit` is a Pretrained (not a path)."""
     if not isinstance(vit, Pretrained):
         raise InputError(
             f"vit is {vit!r}; imagepiece_jax.load makes a model of weights"

@@ -20,18 +20,18 @@ FLAX_FIELDS = ("parent", "name")  # of every Flax module, without effect on resu
 
 
 def model_record(
-    vit: Pretrained, model: ViT | None = None, **other_values: Any
+    pretrained: Pretrained, model: ViT | None = None, **other_values: Any
 ) -> dict[str, Any]:
     """Make the record of a model with its weights.
 
-    model: the ViT that computes, for example reduced; None: `vit.model`
+    model: the ViT that computes, for example reduced; None: `pretrained.model`
     other_values: further values that decide the results, for `as_json`
     """
-    model = model or vit.model
+    model = model or pretrained.model
     return {
         "reduction": str(model.reduction or DENSE_REDUCTION),
-        "weights": vit.digest,
-        "preprocessing": vit.preprocessing.as_json,
+        "weights": pretrained.digest,
+        "preprocessing": pretrained.preprocessing.as_json,
         **as_json(other_values),
         "model": as_json(model),
     }
@@ -41,7 +41,7 @@ def as_json(value: Any) -> Any:
     """Convert a value to JSON types, with all fields of nested dataclasses.
 
     A dataclass becomes a dict with its name under "is". Fields with compare=False are
-    left out, and so are None, () and empty sets.
+    left out. So are None, () and empty sets: an unused new field changes no record.
     Raises TypeError for any other object, because a part of it could be missed.
     """
     if isinstance(value, str | bool | int | float | None):

@@ -88,26 +88,25 @@ class RecoveredVariant:
     def fits_model(self, model: ViT) -> bool:
         """Whether a model has this variant's reduction, image size and depth."""
         sides = image_sides(model.config.image_size)
-        has_shape = sides == image_sides(self.image_size) and model.depth == self.depth
-        return has_shape and (model.reduction or DENSE_REDUCTION) == self.reduction
+        fits_images = sides == image_sides(self.image_size)
+        reduction = model.reduction or DENSE_REDUCTION
+        return fits_images and (model.depth, reduction) == (self.depth, self.reduction)
 
     def __str__(self) -> str:
         from imagepiece_jax.common import statistics  # and SciPy, which `load` spares
 
-        change_text = f"stays; {NOTHING_LOWER}"
+        outcome = f"stays; {NOTHING_LOWER}"
         if self.changed:
             change = statistics.Estimate(self.after - self.before, *self.interval)
-            difference_text = statistics.format_difference(change, 4)
-            change_text = f"-> {self.after:.4f} ({difference_text})"
+            outcome = f"-> {self.after:.4f} ({statistics.format_difference(change, 4)})"
             if self.measure == "KL":
-                agreement_text = "{:.1f} -> {:.1f} %".format(*self.agreement)
-                change_text += f", first class as the dense model's {agreement_text}"
-        steps_text = counted_noun(self.steps, "step")
+                percentages = "{:.1f} -> {:.1f} %".format(*self.agreement)
+                outcome += f", first class as the dense model's {percentages}"
         return (
-            f"{self.name}: {self.measure} {self.before:.4f} {change_text}; on "
+            f"{self.name}: {self.measure} {self.before:.4f} {outcome}; on "
             f"{self.held_out} images held out (near copies are not looked for), "
-            f"learned from {self.images} others, {steps_text} of {self.batch_size} "
-            "images"
+            f"learned from {self.images} others, {counted_noun(self.steps, 'step')} of "
+            f"{self.batch_size} images"
         )
 
 
@@ -122,7 +121,10 @@ class Recovery:
 
     def variant_for(self, model: ViT) -> RecoveredVariant | None:
         """The variant with a model's reduction, image size and depth, or None."""
-        return next((v for v in self.variants if v.fits_model(model)), None)
+        for variant in self.variants:
+            if variant.fits_model(model):
+                return variant
+        return None
 
     def variables_for(self, model: ViT, variables: Mapping) -> Mapping:
         """Replace dense variables by the recovered values of a model's variant."""
@@ -131,12 +133,14 @@ class Recovery:
             return variables
         dense_params = traverse_util.flatten_dict(variables["params"], sep="/")
         # Values of a part that the model lacks, such as a head, are ignored.
-        model_values = {k: v for k, v in variant.values.items() if k in dense_params}
+        values = variant.values.items()
+        model_values = {path: value for path, value in values if path in dense_params}
         params = traverse_util.unflatten_dict(dense_params | model_values, sep="/")
         return {**variables, "params": params}
 
     def collect_digested_values(self, dense_params: Mapping[str, Any]) -> list[Any]:
         """Everything in a digest of weights that tells this recovery."""
+        # The replaced dense values are among it, because `variables` lack them.
         dense_values = flatten_params(dense_params)
         replaced_values = {}
         digested_values = [replaced_values]
@@ -158,9 +162,11 @@ class Recovery:
         """The same recovery without values for some parts, such as "head"."""
         variants = []
         for variant in self.variants:
-            values = variant.values.items()
-            kept = {path: v for path, v in values if not is_in_parts(path, parts)}
-            variants.append(dataclasses.replace(variant, values=kept))
+            values = {}
+            for path, value in variant.values.items():
+                if not is_in_parts(path, parts):
+                    values[path] = value
+            variants.append(dataclasses.replace(variant, values=values))
         return Recovery(tuple(variants))
 
     def to_tensors(self) -> dict[str, np.ndarray]:
@@ -182,11 +188,13 @@ class Recovery:
         """
         variants = []
         for index, variant in enumerate(self.variants):
-            name_start = f"{index}."
-            own_names = [name for name in tensors if name.startswith(name_start)]
-            if not own_names and variant.changed:
+            own_tensors = {}
+            for indexed_name, tensor in tensors.items():
+                variant_index, _, name = indexed_name.partition(".")
+                if variant_index == str(index):
+                    own_tensors[name] = tensor
+            if not own_tensors and variant.changed:
                 raise InputError(f"it has no values for {variant.name}")
-            own_tensors = {k.removeprefix(name_start): tensors[k] for k in own_names}
             values = timm_tensors.values_from_timm(own_tensors, like)
             variants.append(dataclasses.replace(variant, values=values))
         return Recovery(tuple(variants))
@@ -209,6 +217,6 @@ class Recovery:
 
 
 def flatten_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Flatten parameters to {path: value} without None."""
-    leaf_by_path: dict[str, Any] = {**traverse_util.flatten_dict(params, sep="/")}
-    return {path: leaf for path, leaf in leaf_by_path.items() if leaf is not None}
+    """Flatten parameters to {path: value}, without the None of untrained parameters."""
+    value_by_path: dict[str, Any] = {**traverse_util.flatten_dict(params, sep="/")}
+    return {path: value for path, value in value_by_path.items() if value is not None}

@@ -49,8 +49,8 @@ ORIGINAL_FILE_PATTERNS = {
 KNOWN_MODELS_TEXT = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
 # size fields in a row of the JSON
 SIZE_FIELDS = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
-# All weights behind a name without a tag must agree in these fields and in the crop.
-AGREED_FIELDS = ("mean", "std", "gelu", "resize")
+# All weights behind a name without a tag must agree in these fields.
+AGREED_FIELDS = ("preprocessing", "mean", "std", "gelu", "resize")
 
 
 @functools.cache
@@ -64,23 +64,23 @@ def model_config(name: str) -> ViTConfig:
     """
     if name in MODELS:
         return MODELS[name]
-    fields_by_tag = _fields_by_tag(name)
+    fields_by_tag = _find_weights(name)
     if not fields_by_tag:
         raise InputError(f"{name!r} is not a model name; {suggest_names(name)}")
     agreed_values = []
     for fields in fields_by_tag.values():
-        crop_fields = fields["preprocessing"] | {"image_size": None}
-        agreed_values.append([crop_fields, *map(fields.get, AGREED_FIELDS)])
+        agreed_values.append([*map(fields.get, AGREED_FIELDS)])
     if any(values != agreed_values[0] for values in agreed_values):
         tags = ", ".join(f"{name}.{tag}" for tag in fields_by_tag)
         raise InputError(f"{name!r} is several different models; name one: {tags}")
     fields = dict(next(iter(fields_by_tag.values())))  # of the default tag
     fields["preprocessing"] = Preprocessing(**fields["preprocessing"])
-    arch_fields = {k: fields.pop(k) for k in ("gelu", "resize") if k in fields}
+    # The JSON lists these with a tag's fields, but they are fields of an Architecture.
+    parts = {part: fields.pop(part) for part in ("gelu", "resize") if part in fields}
     if "." not in name:
         fields.pop("prop_attn", None)  # only some of the weights have it
     architecture = name.partition(".")[0]
-    return build_config(architecture, name=name, **fields).with_arch(**arch_fields)
+    return build_config(architecture, name=name, **fields).with_arch(**parts)
 
 
 def build_config(architecture: str, **config_fields: Any) -> ViTConfig:
@@ -98,13 +98,13 @@ def build_config(architecture: str, **config_fields: Any) -> ViTConfig:
 
 def is_known(name: str | None) -> bool:
     """Whether a model has this name, with or without a tag."""
-    return name in MODELS or bool(_fields_by_tag(name))
+    return name in MODELS or bool(_find_weights(name))
 
 
 def suggest_names(name: str) -> str:
     """Suggest known names for an unknown name: its architecture's tags, if known."""
     architecture = name.partition(".")[0]
-    if tags := _fields_by_tag(architecture):
+    if tags := _find_weights(architecture):
         tagged_names = [f"{architecture}.{tag}" for tag in tags]
         return f"with a tag it is one of {', '.join(tagged_names)}"
     if similar_name := find_similar_name(architecture, [*MODELS, *public_models()]):
@@ -112,8 +112,8 @@ def suggest_names(name: str) -> str:
     return KNOWN_MODELS_TEXT
 
 
-def _fields_by_tag(name):
-    """{tag: config fields} of public weights behind timm's `name`; {} if unknown.
+def _find_weights(name):
+    """Find public weights by timm's `name`: {tag: config fields}; {} if unknown.
 
     A name without a tag stands for all its weights, timm's default tag first.
     """
@@ -164,7 +164,7 @@ def published_class_names(name: str | None, num_classes: int) -> tuple[str, ...]
     # Tags that end in "in1k" were trained on ImageNet-1k last, for example
     # "augreg_in21k_ft_in1k". A name without a tag stands for all its weights. MODELS
     # have no published weights.
-    tags = [*_fields_by_tag(name)]
+    tags = [*_find_weights(name)]
     has_names = num_classes == 1000 and any(tag.endswith("in1k") for tag in tags)
     return class_names.imagenet_names() if has_names else None
 

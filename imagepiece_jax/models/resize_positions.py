@@ -26,7 +26,8 @@ def fit_positions(
     arch = config.arch
     old_embeddings = tensors.get("pos_embed", np.empty(()))
     num_prefix = arch.prefix if arch.prefix_positions else 0  # rows before the patches'
-    # A wrong shape is left for the later shape check, which names the problem.
+    # A shape other than [1, rows, dim] is left for the later shape check, which names
+    # the problem.
     shape = np.shape(old_embeddings)
     if len(shape) != 3 or not arch.positions or shape[::2] != (1, config.embed_dim):
         return tensors
@@ -46,7 +47,9 @@ def fit_positions(
 
 
 def resize_grid(
-    grid: Float[np.ndarray, "height width dim"], new_shape: tuple[int, int], kind: str
+    embeddings: Float[np.ndarray, "height width dim"],
+    new_shape: tuple[int, int],
+    kind: str,
 ) -> Float32[np.ndarray, "rows columns dim"]:
     """Interpolate a grid of embeddings.
 
@@ -56,10 +59,10 @@ def resize_grid(
         (DINO: "bicubic" by the factor (new + 0.1) / old) or "linear" (Google's vit_jax
         and big_vision: corners stay in place, like SciPy's zoom of order 1)
     """
-    height, width, dim = grid.shape
+    height, width, dim = embeddings.shape
     if kind == "antialias":
-        resized = jax.image.resize(jax.device_put(grid), (*new_shape, dim), "cubic")
-        return jax.device_get(resized)
+        array = jax.device_put(embeddings)
+        return jax.device_get(jax.image.resize(array, (*new_shape, dim), "cubic"))
     if kind == "linear":
         row_weights = _linear_weights(height, new_shape[0])
         column_weights = _linear_weights(width, new_shape[1])
@@ -68,7 +71,7 @@ def resize_grid(
         row_weights = _bicubic_weights(height, new_shape[0], offset)
         column_weights = _bicubic_weights(width, new_shape[1], offset)
     weights = (row_weights, column_weights)
-    return np.einsum("ab,cd,bdx->acx", *weights, grid, optimize=True)
+    return np.einsum("ab,cd,bdx->acx", *weights, embeddings, optimize=True)
 
 
 def _bicubic_weights(old_side, new_side, offset):
@@ -80,13 +83,14 @@ def _bicubic_weights(old_side, new_side, offset):
     nearest_below = np.floor(coordinates).astype(int)
     weights = np.zeros((new_side, old_side))
     a = -0.75  # of Keys' kernel
-    for step in (-1, 0, 1, 2):
-        distances = np.abs(coordinates - nearest_below - step)
+    for neighbor in (-1, 0, 1, 2):
+        distances = np.abs(coordinates - nearest_below - neighbor)
         near_weights = ((a + 2) * distances - (a + 3)) * distances**2 + 1
         far_weights = ((a * distances - 5 * a) * distances + 8 * a) * distances - 4 * a
-        columns = np.clip(nearest_below + step, 0, old_side - 1)
-        step_weights = np.where(distances <= 1, near_weights, far_weights)
-        np.add.at(weights, (np.arange(new_side), columns), step_weights)
+        neighbor_weights = np.where(distances <= 1, near_weights, far_weights)
+        # The border is repeated: neighbors beyond it add to its weight.
+        columns = np.clip(nearest_below + neighbor, 0, old_side - 1)
+        np.add.at(weights, (np.arange(new_side), columns), neighbor_weights)
     return weights.astype(np.float32)
 
 

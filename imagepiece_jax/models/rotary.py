@@ -63,8 +63,8 @@ class Rotary:
                 if self.reference is not None:
                     axis_coordinates = axis_coordinates / side * self.reference[axis]
             coordinates_per_axis.append(axis_coordinates)
-        mesh = np.meshgrid(*coordinates_per_axis, indexing="ij")
-        return np.stack(mesh, axis=-1).reshape(-1, 2).astype(np.float32)
+        y_and_x = np.meshgrid(*coordinates_per_axis, indexing="ij")
+        return np.stack(y_and_x, axis=-1).reshape(-1, 2).astype(np.float32)
 
     def rotations(
         self, coordinates: Coordinates, head_dim: int, num_prefix: int = 0
@@ -76,7 +76,7 @@ class Rotary:
         num_prefix: count of prefix tokens, which get angle 0
         """
         xp = coordinates.__array_namespace__()
-        planes_per_axis = head_dim // 4
+        planes_per_axis = head_dim // 4  # two channels a plane, two axes
         exponents = np.arange(planes_per_axis) / planes_per_axis
         frequencies = self.temperature**-exponents
         if self.origin == "center":  # 1 is a full rotation of the first plane
@@ -100,18 +100,18 @@ class Rotary:
         """Rotate heads in float32."""
         cos, sin = rotations
         x = heads.astype(jnp.float32)
+        # A plane's two channels, as coordinates of a point that rotates
         if self.planes == "halves":
-            a, b = jnp.split(x, 2, axis=-1)
+            first, second = jnp.split(x, 2, axis=-1)
         else:
-            a = x[..., ::2]
-            b = x[..., 1::2]
-        rotated_a = a * cos - b * sin
-        rotated_b = b * cos + a * sin
-        if self.planes == "halves":
-            rotated = jnp.concatenate([rotated_a, rotated_b], axis=-1)
-        else:
+            first = x[..., ::2]
+            second = x[..., 1::2]
+        rotated_first = first * cos - second * sin
+        rotated_second = second * cos + first * sin
+        if self.planes == "neighbors":
             # jnp.stack would have five axes, which a phone's GPU does not take.
-            sides = (*x.shape[:2], -1, 1)
-            pairs = [rotated_a.reshape(sides), rotated_b.reshape(sides)]
-            rotated = jnp.concatenate(pairs, axis=-1).reshape(x.shape)
-        return rotated.astype(heads.dtype)
+            column_shape = (*x.shape[:2], -1, 1)
+            rotated_first = rotated_first.reshape(column_shape)
+            rotated_second = rotated_second.reshape(column_shape)
+        rotated = jnp.concatenate([rotated_first, rotated_second], axis=-1)
+        return rotated.reshape(x.shape).astype(heads.dtype)

@@ -75,12 +75,13 @@ def make_variables(
     missing_parts = set()
     for path, leaf in traverse_util.flatten_dict(variables).items():
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            missing_parts.add(path[1])
+            missing_parts.add(path[1])  # path[0] is the collection
         else:
             array_leaves[path] = leaf
     if missing_parts:
-        drawn = model_variables.draw_variables(model, seed, sorted(missing_parts))
-        drawn_leaves = traverse_util.flatten_dict(drawn)
+        parts = sorted(missing_parts)
+        drawn_variables = model_variables.draw_variables(model, seed, parts)
+        drawn_leaves = traverse_util.flatten_dict(drawn_variables)
         variables = traverse_util.unflatten_dict(drawn_leaves | array_leaves)
     return variables, sorted(missing_parts)
 
@@ -95,6 +96,7 @@ def make_own_variables(
 ) -> tuple[dict[str, Any], list[str]]:
     """`make_variables` without the tensors of foreign selectors.
 
+    A saved folder has selectors of several reductions; in another file they are errors.
     Raises StateDictMismatch for a missing selector that is not in `fresh_parts`.
     """
     for selector in list_missing_selectors(model, tensors):
@@ -120,6 +122,7 @@ def list_missing_selectors(model: ViT, tensors: Arrays) -> tuple[str, ...]:
 
 
 def _tensors_of_selector(selector, tensors):
+    # timm's name: "reducer.3." for reducer_3
     name_start = f"{selector.replace('_', '.')}."
     names = [name for name in tensors if name.startswith(name_start)]
     return {name: tensors[name] for name in names}
@@ -130,15 +133,17 @@ def split_selectors(tensors: Mapping[str, Any]) -> tuple[dict, dict]:
     dense_tensors = {}
     selector_tensors = {}
     for name, tensor in tensors.items():
-        group = selector_tensors if name.startswith(f"{SELECTOR}.") else dense_tensors
-        group[name] = tensor
+        if name.startswith(f"{SELECTOR}."):
+            selector_tensors[name] = tensor
+        else:
+            dense_tensors[name] = tensor
     return dense_tensors, selector_tensors
 
 
 def selector_params(variables: Mapping[str, Any]) -> dict[str, Any]:
     """{name: parameters} of the learned reducers."""
-    params = variables["params"].items()
-    return {name: values for name, values in params if name.startswith(SELECTOR)}
+    parts = variables["params"].items()
+    return {part: params for part, params in parts if part.startswith(SELECTOR)}
 
 
 def from_timm(
@@ -195,13 +200,13 @@ def match_tensors(
         return needed_entries
     unfit_paths = [path for path, _ in problems]
     model_paths = [entry.path for entry in entries.values()]
-    parts = []
+    remedy = [*fresh_parts]
     for part in _REPLACEABLE:
         if has_part(unfit_paths, part) and has_part(model_paths, part):
-            parts.append(part)
-    fits_then = all(is_in_parts(path, parts) for path in unfit_paths)
-    new_parts = (*fresh_parts, *parts) if fits_then else ()
-    raise StateDictMismatch(problems[0][1], new_parts)
+            remedy.append(part)
+    if not all(is_in_parts(path, remedy) for path in unfit_paths):
+        remedy = ()
+    raise StateDictMismatch(problems[0][1], tuple(remedy))
 
 
 def values_from_timm(tensors: Arrays, like: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -213,7 +218,7 @@ def values_from_timm(tensors: Arrays, like: Mapping[str, Any]) -> dict[str, np.n
     leaves = traverse_util.flatten_dict({"params": like["params"]}, sep="/")
     entries = _make_entries(leaves).items()
     subset = {key: leaves[key] for key, entry in entries if entry.name in tensors}
-    if "pos_embed" in tensors:
+    if "pos_embed" in tensors:  # of the variant's image size, not of `like`'s
         shape = tensors["pos_embed"].shape
         subset["params/pos_embed"] = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = from_timm(tensors, traverse_util.unflatten_dict(subset, sep="/"))
@@ -255,29 +260,30 @@ def _make_entry(key, shape, leaves):
     *modules, leaf_name = path.split("/")
     # blocks_3/attn/q/kernel is the first third of blocks.3.attn.qkv.weight.
     stack_index = None
-    stack = ""  # the stacked projections' letters, "qkv" or "kv"
+    letters = ""  # the stacked projections', "qkv" or "kv"
     if len(modules) > 1:
-        stack = _STACKED_LETTERS.get(modules[-2], "")
-    if modules and modules[-1] in tuple(stack):
+        letters = _STACKED_LETTERS.get(modules[-2], "")
+    if modules and modules[-1] in tuple(letters):
         projection = modules.pop()
         key_bias_path = f"{key.rsplit('/', 2)[0]}/k/bias"
         # BEiT has no key bias, so its other biases are tensors of their own: q_bias.
         if leaf_name == "bias" and key_bias_path not in leaves:
             leaf_name = f"{projection}_bias"
         else:
-            stack_index = stack.index(projection)
-            modules.append(stack)
+            stack_index = letters.index(projection)
+            modules.append(letters)
     timm_modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
     name = ".".join([*timm_modules, _TIMM_LEAF_NAMES.get(leaf_name, leaf_name)])
     timm_shape = shape
     if name.endswith(".weight"):
         timm_shape = [shape[axis] for axis in _torch_axes(len(shape))]
     if stack_index is not None:
-        timm_shape = (len(stack) * timm_shape[0], *timm_shape[1:])
-    return _Entry(path, name, stack_index, len(stack), tuple(timm_shape))
+        timm_shape = (len(letters) * timm_shape[0], *timm_shape[1:])
+    return _Entry(path, name, stack_index, len(letters), tuple(timm_shape))
 
 
 def _torch_axes(ndim):
+    # Vectors and prefix tokens have the same axes in both.
     return _KERNEL_AXES.get(ndim, range(ndim))
 
 
@@ -286,10 +292,11 @@ def _read_param(state_dict, entry, dtype):
     if entry.stack_index is not None:
         array = np.split(array, entry.stack_size)[entry.stack_index]
     if entry.name.endswith(".weight"):
-        array = array.transpose(np.argsort(_torch_axes(array.ndim)))
+        inverse_axes = np.argsort(_torch_axes(array.ndim))
+        array = array.transpose(inverse_axes)
     with np.errstate(over="ignore"):  # an overflow is infinite and refused below
         array = np.array(array, dtype, order="C")
-    if not np.isfinite(array.astype(np.float32)).all():
+    if not np.isfinite(array).all():
         fault = f"has a value that is not finite in {array.dtype}"
         raise StateDictMismatch(f"tensor {entry.name} {fault}")
     return array

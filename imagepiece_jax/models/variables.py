@@ -62,6 +62,7 @@ def variable_shapes(model: ViT) -> dict[str, Any]:
 
 
 def _copy_dicts(tree):
+    # Callers may change the dicts, but the traced shapes are cached.
     return jax.tree.map(lambda leaf: leaf, tree)
 
 
@@ -84,9 +85,9 @@ def draw_variables(
     model: ViT, seed: int, parts: Collection[str] | None = None
 ) -> dict[str, Any]:
     """Draw a model's variables from a seed, or only the named parts."""
-    images = jax.device_put(
-        np.zeros((1, *image_sides(model.config.image_size), 3), np.float32)
-    )
+    image_shape = (1, *image_sides(model.config.image_size), 3)
+    # device_put and jit: JAX's transfer guard refuses implicit transfers.
+    images = jax.device_put(np.zeros(image_shape, np.float32))
     key = jax.jit(lambda: batch_key(seed, 0, Purpose.INIT))()
     # The device axis exists only inside a training step. Initial statistics do not
     # depend on it.
@@ -97,11 +98,12 @@ def draw_variables(
 
     part_names = tuple(parts)
 
-    @jax.jit
+    @jax.jit  # which skips the computation of all other parts
     def draw(key, images):
         variables = {}
-        for collection, drawn in init(key, images).items():
-            variables[collection] = {n: drawn[n] for n in part_names if n in drawn}
+        for collection, params in init(key, images).items():
+            own_names = [name for name in part_names if name in params]
+            variables[collection] = {name: params[name] for name in own_names}
         return variables
 
     return draw(key, images)
@@ -138,10 +140,10 @@ def variables_digest(tree: Any) -> str:
     return hasher.hexdigest()
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)  # loading, saving and costs ask for the same shapes
 def _traced_shapes(model):
-    size = image_sides(model.config.image_size)
-    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    sides = image_sides(model.config.image_size)
+    images = jax.ShapeDtypeStruct((1, *sides, 3), jnp.float32)
     init = _init_function(model)  # pyrefly: ignore[bad-argument-type]
     return jax.eval_shape(init, jax.eval_shape(root_key, 0), images)
 

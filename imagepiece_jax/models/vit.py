@@ -143,6 +143,7 @@ class ViT(nn.Module):
             block = self._make_block(index)
             reduction = self._make_reduction(index, keys, probe)
             factors = drop_path[index]
+            # `float32_parts` may name single blocks.
             state = dataclasses.replace(state, x=state.x.astype(block.execution.dtype))
             state, scores, decision = block(state, scores, reduction, factors, train)
             if with_states:
@@ -201,7 +202,8 @@ class ViT(nn.Module):
         """Pool the last block's tokens and apply the heads."""
         arch = self.config.arch
         x = state.x
-        # A head may read one or two tokens. jit drops the norm of all other tokens.
+        # A head may read one or two tokens: jit drops the norm of all others. The limit
+        # None, for a head that reads patches, takes all.
         head_tokens = norm(x[:, : arch.num_head_tokens])
         if arch.pool == "token":
             head_vector = head_tokens[:, 0]
@@ -232,7 +234,7 @@ class ViT(nn.Module):
         if len(head_logits) == 2:
             logits = (head_logits[0] + head_logits[1]) / 2
         elif head_logits:
-            logits = head_logits.pop()  # a single head: head_logits stays ()
+            logits = head_logits.pop()  # a single head: Outputs.head_logits is ()
         else:
             logits = pooled.astype(jnp.float32)
         return Outputs(
@@ -284,16 +286,17 @@ class ViT(nn.Module):
         shapes = {name: (1, count, dim) for name, count in counts.items() if count}
         params = [self.param(name, layers.NORMAL_INIT, shapes[name]) for name in shapes]
         prefix = [param.astype(self._part_dtype("patch_embed")) for param in params]
-        return [jnp.broadcast_to(p, (batch_size, *p.shape[1:])) for p in prefix]
+        return [jnp.broadcast_to(x, (batch_size, *x.shape[1:])) for x in prefix]
 
     def _make_stem(self):
         """Make the trained stem, or the FoldedStem of an Execution with `folded`."""
         config = self.config
         name = "patch_embed"
-        fields = (config.embed_dim, config.patch_size, self._part_dtype(name))
+        sizes = (config.embed_dim, config.patch_size)
+        fields = (*sizes, self._part_dtype(name))
         is_conv = config.stem == "conv"
         if self.execution.folded:
-            widths = layers.conv_stem_widths(*fields[:2]) if is_conv else ()
+            widths = layers.conv_stem_widths(*sizes) if is_conv else ()
             return FoldedStem(*fields, widths, self.execution.folded, name=name)
         if is_conv:
             return layers.ConvStem(*fields, self.execution.axis_name, name=name)
