@@ -90,8 +90,8 @@ def labels_by_name(names: ClassNames) -> dict[str, int | None]:
     return label_of_name
 
 
-def find_misordered_pair(names: Sequence[str]) -> tuple[str, str] | None:
-    """Find names (class_10, class_2) whose text order contradicts their numbers."""
+def check_text_order(names: Sequence[str], title: str) -> None:
+    """Refuse names (class_10, class_2) whose text order contradicts their numbers."""
     # torchvision sorts class folders as text, which puts class_10 before class_2; timm
     # sorts them by number.
     last_names = {}  # {text around numbers: last name with this text}
@@ -99,9 +99,9 @@ def find_misordered_pair(names: Sequence[str]) -> tuple[str, str] | None:
         surrounding_text = DIGIT_RUN.sub("0", name)
         previous_name = last_names.get(surrounding_text, name)
         if _numbers_in(previous_name) > _numbers_in(name):
-            return previous_name, name
+            order = f"class {previous_name!r} before {name!r} as text"
+            raise InputError(f"{title} has {order}; pad numbers, or give class_names")
         last_names[surrounding_text] = name
-    return None
 
 
 def _numbers_in(name):

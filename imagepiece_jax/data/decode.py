@@ -65,8 +65,7 @@ def decode_image(file: ImageFile, name: str, upright: bool = True) -> RgbPixels:
     upright: apply the EXIF orientation
     """
     try:
-        is_content = isinstance(file, bytes)
-        content = file if is_content else pathlib.Path(file).read_bytes()
+        content = file if isinstance(file, bytes) else pathlib.Path(file).read_bytes()
         pixels = _decode_plain_jpeg(content)
         if pixels is None:
             with Image.open(io.BytesIO(content)) as image:

@@ -112,7 +112,6 @@ class Source(abc.ABC):
         return SourceImage(picture, label, name)
 
     def image_name(self, index: int) -> str:
-        """Image name for logs."""
         return self._stored_image_at(index)[2]
 
     @functools.cached_property
@@ -221,18 +220,10 @@ def _image_bytes(picture):
 
 
 class FileSource(Source):
-    """Image files below `root`.
-
-    labels: -1: no labels
-    classes: as for a Source
-    """
+    """Image files below `root`; labels -1: no labels."""
 
     def __init__(
-        self,
-        root: AnyPath,
-        files: Sequence[AnyPath],
-        labels: ArrayLike = -1,
-        *classes: Any,
+        self, root: AnyPath, files: Sequence, labels: ArrayLike = -1, *classes: Any
     ) -> None:
         super().__init__(len(files), *classes)
         self.root = root
@@ -267,17 +258,10 @@ def read_file_sizes(paths: Sequence[str | bytes]) -> np.ndarray:
 
 
 class ArraySource(Source):
-    """Images in memory, whose sizes may differ.
-
-    labels: -1: no labels
-    classes: as for a Source
-    """
+    """Images in memory, whose sizes may differ; labels -1: no labels."""
 
     def __init__(
-        self,
-        images: Sequence[RgbPixels] | np.ndarray,
-        labels: ArrayLike = -1,
-        *classes: Any,
+        self, images: Sequence[RgbPixels], labels: ArrayLike = -1, *classes: Any
     ) -> None:
         super().__init__(len(images), *classes)
         self.images = images

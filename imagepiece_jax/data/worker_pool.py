@@ -66,7 +66,7 @@ class ProcessTasks:
         pickled_function = pickle.dumps(batches.read_chunk)
         function_start = self._num_buffers * self._buffer_bytes
         memory_bytes = function_start + len(pickled_function)
-        self._early_results = {}  # {task number: (pixel shape, result)}
+        self._early_results = {}  # {task number: [pixel shape, chunk] or [None, error]}
         self._workers = []
         folder = None  # the system's folder of temporary files
         if os.path.isdir(SHARED_FOLDER):
@@ -86,8 +86,8 @@ class ProcessTasks:
         """Start a task; return a function that waits for its result."""
         worker = self._workers[task_number % len(self._workers)]
         try:
-            task = (task_number, task_number % self._num_buffers)
-            pickle.dump(task, worker.task_stream)
+            buffer_index = task_number % self._num_buffers
+            pickle.dump((task_number, buffer_index), worker.task_stream)
             worker.task_stream.flush()
         except OSError:
             raise worker.death_error() from None
@@ -98,16 +98,16 @@ class ProcessTasks:
         worker = self._workers[task_number % len(self._workers)]
         while task_number not in self._early_results:
             try:
-                arrived_number, pixel_shape, result = pickle.load(worker.result_stream)
+                arrived_number, *result = pickle.load(worker.result_stream)
             except (EOFError, OSError, pickle.UnpicklingError):
                 raise worker.death_error() from None
-            self._early_results[arrived_number] = pixel_shape, result
-        pixel_shape, result = self._early_results.pop(task_number)
-        if pixel_shape is None:  # the result is an error of `read_chunk`
-            raise result
+            self._early_results[arrived_number] = result
+        pixel_shape, chunk_or_error = self._early_results.pop(task_number)
+        if pixel_shape is None:
+            raise chunk_or_error
         offset = task_number % self._num_buffers * self._buffer_bytes
         pixels = np.ndarray(pixel_shape, np.uint8, self._memory, offset)
-        return result._replace(pixels=pixels)
+        return chunk_or_error._replace(pixels=pixels)
 
     def close(self) -> None:
         for worker in self._workers:

@@ -16,11 +16,7 @@ from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.placement import device_samples
 from imagepiece_jax.data.source import ArraySource
 from imagepiece_jax.errors import InputError, RunError
-from imagepiece_jax.training.cluster.job import (
-    check_same_settings,
-    check_same_start,
-    joined_cluster,
-)
+from imagepiece_jax.training.cluster import job
 from tests.helpers import compiling, forked_processes
 from tests.helpers.refused_calls import refused
 
@@ -47,9 +43,7 @@ def test_two_processes_of_two_devices():
 def test_one_device_is_a_special_case_of_many():
     check_exchange(devices=1)
     check_round_trip(devices=1)
-    assert (jax.process_index(), jax.process_count()) == (0, 1)
-    assert parallel.is_main()
-    assert parallel.gather_texts("alone") == ["alone"]
+    assert parallel.is_main() and parallel.gather_texts("alone") == ["alone"]
 
 
 def check_exchange(devices, first=0, local=None):
@@ -73,14 +67,11 @@ def check_exchange(devices, first=0, local=None):
 
 
 def check_round_trip(devices, everywhere=None):
-    """Replicated and back: values, types and separate memory; donation copies nothing.
-
-    devices: of this process; everywhere: of all processes
-    """
+    """Replicated and back: values, types, separate memory; donation copies nothing."""
     state = {"w": np.arange(1 << 18, dtype=np.float32), "step": np.asarray(4, np.int32)}
     replicated = parallel.replicate(state)
-    shapes = [leaf["w"].shape for leaf in (replicated, parallel.local_rows(replicated))]
-    assert shapes == [(everywhere or devices, 1 << 18), (devices, 1 << 18)]
+    assert replicated["w"].shape == (everywhere or devices, 1 << 18)
+    assert parallel.local_rows(replicated)["w"].shape == (devices, 1 << 18)
     plus_one = functools.partial(jax.tree.map, lambda x: x + 1)
     grow = parallel.pmap(plus_one, donate_argnums=0, program_name="step")
     grown = grow(replicated)
@@ -104,7 +95,7 @@ def check_process(process, port):
     process = int(process)
     # These stand in for a GPU's options.
     xla_options.PLATFORM_OPTIONS["cpu"] = compiling.HARMLESS
-    with joined_cluster(f"127.0.0.1:{port}", 2, process):
+    with job.joined_cluster(f"127.0.0.1:{port}", 2, process):
         assert (jax.process_index(), jax.process_count()) == (process, 2)
         assert parallel.is_main() == (process == 0)
         assert (parallel.device_count(), len(parallel.local_devices())) == (4, 2)
@@ -124,7 +115,7 @@ def check_agreement(process):
     def check_settings(config=config, names=("ant", "bee"), count=7):
         train = ArraySource(np.zeros((count, 1, 1, 3)), -1, 2, names)
         data = types.SimpleNamespace(train=train, val=train)
-        check_same_settings(False, config, model, data)
+        job.check_same_settings(False, config, model, data)
 
     check_settings()
     with refused("config.lr is 1 on process 1, but 0 on"):
@@ -141,12 +132,12 @@ def check_agreement(process):
     assert parallel.share_main_decision(lambda: {"process": process}) == {"process": 0}
 
     arrays = {"v": np.arange(2.0), "w": np.arange(3.0)}
-    check_same_start(0, arrays)
+    job.check_same_start(0, arrays)
     with refused("step to resume from is 5 on process 1"):
-        check_same_start(4 + process, arrays)
+        job.check_same_start(4 + process, arrays)
     for changed in arrays:  # not just the last array
         with refused("checksum of the first weights is"):
-            check_same_start(4, arrays | {changed: arrays[changed] + process})
+            job.check_same_start(4, arrays | {changed: arrays[changed] + process})
 
     sentence = "disk is full" if process == 0 else r"process 0 stopped: disk is full \("
     for error in (RunError, OSError):
@@ -162,19 +153,13 @@ if __name__ == "__main__":
     {"eight": check_eight, "process": check_process}[sys.argv[1]](*sys.argv[2:])
 
 
-def test_a_mapped_function_has_its_platforms_compiler_options(monkeypatch):
-    options = {"xla_backend_optimization_level": 0}
-    monkeypatch.setattr(xla_options, "compiler_options", lambda platform: options)
-    options_seen = []
-    original_compile = jax.stages.Lowered.compile
-
-    def compile(lowered, compiler_options=None, **rest):
-        options_seen.append(compiler_options)
-        return original_compile(lowered, compiler_options, **rest)
-
-    monkeypatch.setattr(jax.stages.Lowered, "compile", compile)
+def test_a_model_program_has_its_platforms_compiler_options(monkeypatch):
     double = parallel.pmap(lambda x: 2 * x, program_name="step")
     double.compile(np.empty(1, np.float32))
     assert double.working_bytes >= 0
+    options = {"cpu": {"no_such_option": 1}}
+    monkeypatch.setattr(xla_options, "PLATFORM_OPTIONS", options)
+    # Compiled before all calls; another shape is compiled anew.
     assert parallel.unreplicate(double(parallel.replicate(np.float32(3)))) == 6
-    assert options_seen == [options]  # compiled before all calls
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        double.compile(np.empty((1, 2), np.float32))

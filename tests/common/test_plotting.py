@@ -8,13 +8,13 @@ pytest.importorskip("matplotlib")
 
 def test_every_curve_has_a_look_and_a_name(monkeypatch, tmp_path):
     figures = []
-    save_figure = plotting.save_figure
+    new_figure = plotting.new_figure
 
-    def keep_figure(figure, path):
-        figures.append(figure)
-        save_figure(figure, path)
+    def keep_figure(*size, **options):
+        figures.append(new_figure(*size, **options))
+        return figures[-1]
 
-    monkeypatch.setattr(plotting, "save_figure", keep_figure)
+    monkeypatch.setattr(plotting, "new_figure", keep_figure)
     curves = {"point": [(1, (50, 45, 55))]}
     for i in range(19):
         curves[f"method {i}"] = [(x, (x + i, x + i - 1, x + i + 1)) for x in (3, 1, 2)]

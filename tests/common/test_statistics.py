@@ -13,7 +13,6 @@ from tests.helpers.rounding import assert_close
 @pytest.mark.parametrize(
     "right, wrong, low, high",
     # Newcombe (1998), table I, method 3: score intervals of 81/263, 15/148 and 0/20
-    # and of none of 20
     [(81, 182, 25.53, 36.62), (15, 133, 6.24, 16.05), (0, 20, 0.0, 16.11)],
 )
 def test_accuracy_has_wilsons_interval(right, wrong, low, high):

@@ -30,8 +30,7 @@ repeated = functools.partial(train_list, repeats=3)
 
 def evaluate(source, threads=0, **options):
     transform = Preprocessing(8, resize="none")
-    options = {"batch_size": 8} | options
-    batches = Batches(source=source, transform=transform, **options)
+    batches = Batches(source=source, transform=transform, batch_size=8, **options)
     return list(batches.read_batches(threads))
 
 
@@ -149,7 +148,6 @@ def test_evaluation_masks_unreadable_images_and_counts_them():
 
 
 def test_twenty_unreadable_images_in_a_row_stop_the_run():
-    """Each evaluation counts anew."""
     order = epoch_order(3, 0, 4000).tolist()
     assert len(train_list(Noise(4000, order[10:29]), stop=4)) == 4
     with refused(f"{order[10]}.jpg cannot", "as 20 of"):

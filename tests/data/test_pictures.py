@@ -23,7 +23,6 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_list_stands_for_its_lines(folder, monkeypatch, encoding):
-    """They are relative to the current folder or the list's; only line ends split."""
     lines = ["gone\r.png", "a.png", "b c.png\r", " d.png\t\r", "~/e.png", ""]
     (folder / "list.txt").write_bytes("\n".join(lines).encode(encoding))
     monkeypatch.setenv("HOME", str(folder))

@@ -31,14 +31,11 @@ def proc_file(pid, name=""):
     return pathlib.Path(f"/proc/{pid}/{name}")
 
 
-def child_workers(pid):
+def child_workers(pid=None):
+    pid = pid or os.getpid()
     children = proc_file(pid, f"task/{pid}/children").read_text().split()
     command_of_child = {c: proc_file(c, "cmdline").read_bytes() for c in children}
     return {int(c) for c in children if b"worker_pool" in command_of_child[c]}
-
-
-def own_workers():
-    return child_workers(os.getpid())
 
 
 def shared_mappings(pid="self"):
@@ -49,13 +46,11 @@ def shared_mappings(pid="self"):
     return mappings
 
 
-def wait_for_end(pids, seconds=10):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not any(proc_file(pid).exists() for pid in pids):
-            return True
+def wait_for_end(pids):
+    deadline = time.monotonic() + 10
+    while any(proc_file(pid).exists() for pid in pids):
+        assert time.monotonic() < deadline
         time.sleep(0.02)
-    return False
 
 
 @pytest.mark.slow
@@ -68,7 +63,7 @@ def test_worker_processes_change_no_batch_and_outlive_signals():
     expected_source = Noise(300, {7, 20})
     batches = train(source, 60, workers=2, threads=2)
     batches_read = [next(batches)]
-    started = own_workers()
+    started = child_workers()
     assert len(started) == 2 and shared_mappings()
     for pid in started:
         maps = proc_file(pid, "maps").read_text()
@@ -78,18 +73,19 @@ def test_worker_processes_change_no_batch_and_outlive_signals():
     batches_read += batches
     assert_same(batches_read, list(train(expected_source, 60)))
     assert source.unreadable == expected_source.unreadable != {}
-    assert not own_workers() and not shared_mappings()
+    assert not child_workers() and not shared_mappings()
 
 
 @pytest.mark.slow
 def test_a_dead_worker_ends_the_run():
     batches = train(Noise(300), 10_000, workers=2)
     next(batches)
-    started = own_workers()
+    started = child_workers()
     os.kill(min(started), signal.SIGKILL)
     with pytest.raises(RunError, match="status -9"):
         collections.deque(batches, maxlen=0)
-    assert wait_for_end(started) and not shared_mappings()
+    wait_for_end(started)
+    assert not shared_mappings()
 
 
 @pytest.mark.slow
@@ -100,7 +96,7 @@ def test_a_workers_error_is_the_main_processs():
     reader = read_ahead(batches, workers=2)
     with refused("0.jpg", "8x8"):
         next(reader)
-    assert not own_workers()
+    assert not child_workers()
 
 
 @pytest.mark.slow
@@ -116,7 +112,7 @@ def test_workers_end_with_a_killed_run():
         finally:
             running.kill()
         running.join(timeout=20)
-    assert wait_for_end(started)
+    wait_for_end(started)
 
 
 def test_too_little_shared_memory_is_refused(monkeypatch, tmp_path):

@@ -159,14 +159,12 @@ def open_class_folders(root: str, request: source.SplitRequest) -> source.FileSo
     if request.split == "train":  # validation images may lack classes
         source.check_num_classes(request.num_classes, len(class_folders), title)
     num_classes = request.num_classes or len(class_folders)
-    model_names = request.class_names
-    if model_names is None:
-        model_names = folder_names = [*map(_printable_name, folders_by_label)]
+    names_by_label = request.class_names
+    if names_by_label is None:
+        names_by_label = [*map(_printable_name, folders_by_label)]
         source.check_num_classes(num_classes, len(folders_by_label), title)
-        if pair := class_names.find_misordered_pair(folder_names):
-            order = f"class {pair[0]!r} before {pair[1]!r} as text"
-            raise InputError(f"{title} has {order}; pad numbers, or give class_names")
-    label_of_name = class_names.labels_by_name(model_names)
+        class_names.check_text_order(names_by_label, title)
+    label_of_name = class_names.labels_by_name(names_by_label)
     listing = FolderListing([], left_out_paths)
     labels = []
     folder_of_label = {}
@@ -185,8 +183,9 @@ def open_class_folders(root: str, request: source.SplitRequest) -> source.FileSo
         listing.image_paths.extend(images.image_paths)
         listing.left_out_paths.extend(images.left_out_paths)
         labels += [label] * len(images.image_paths)
-    names_by_label = tuple(map(folder_of_label.get, range(num_classes)))
-    return _make_source(root, subfolder, listing, labels, num_classes, names_by_label)
+    # None for the model's classes without a folder.
+    names_in_data = tuple(map(folder_of_label.get, range(num_classes)))
+    return _make_source(root, subfolder, listing, labels, num_classes, names_in_data)
 
 
 def _make_source(root, subfolder, listing, *labels_and_classes):

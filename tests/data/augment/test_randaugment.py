@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.data.augment import randaugment
-from imagepiece_jax.data.augment.randaugment import (
-    OPERATION_NAMES,
-    OperationDraws,
-    fill_color,
-)
+from imagepiece_jax.data.augment.randaugment import OPERATION_NAMES, OperationDraws
 from tests.data.augment.test_pipeline import augment_config
 from tests.helpers import oracles_augment
 
@@ -89,8 +85,8 @@ def test_device_and_pillow_agree_on_any_draw():
         sign=rng.choice([-1, 1], shape),
         applied=rng.random(shape) < 0.7,
     )
-    assert fill_color((0.485, 0.456, 0.406)) == FILL
-    fill = fill_color((0.5, 0.5, 0.5))
+    assert randaugment.fill_color((0.485, 0.456, 0.406)) == FILL
+    fill = randaugment.fill_color((0.5, 0.5, 0.5))
     out = np.asarray(apply(pieces(), drawn, fill)).astype(int)
     expected = apply_by_pillow(pieces(), drawn, fill).astype(int)
     assert (expected != pieces()).any((1, 2, 3)).sum() > 17
