@@ -34,25 +34,25 @@ COLUMN_FORMATS = {
 
 
 def make_variants(
-    vit: Pretrained, reductions: Sequence[str], own_name: str = "as it is"
+    pretrained: Pretrained, reductions: Sequence[str], own_name: str = "as it is"
 ) -> dict[str, Pretrained]:
     """A model's variants by name: dense, its own reduction, then `reductions`.
 
     Raises InputError for a reduction that does not fit, or is repeated.
     """
-    vits = {"dense": vit.with_reduction(None)}
-    if vit.reduction != DENSE_REDUCTION:
-        vits[own_name] = vit
+    variants = {"dense": pretrained.with_reduction(None)}
+    if pretrained.reduction != DENSE_REDUCTION:
+        variants[own_name] = pretrained
     for reduction_text in reductions:
-        if reduction_text in vits:
+        if reduction_text in variants:
             raise InputError(f"reductions has {reduction_text} twice")
         # Missing selectors are drawn: values do not change the time.
-        vits[reduction_text] = vit.with_reduction(reduction_text, seed=0)
-    return vits
+        variants[reduction_text] = pretrained.with_reduction(reduction_text, seed=0)
+    return variants
 
 
 def make_case_groups(
-    vits: Mapping[str, Pretrained | ExportedProgram],
+    variants: Mapping[str, Pretrained | ExportedProgram],
     batch_sizes: Iterable[int],
     dtype: str,
     mode: str,
@@ -67,8 +67,8 @@ def make_case_groups(
     for batch_size in sorted({*batch_sizes}, reverse=True):
         check_range("batch_size", batch_size, 1, whole=True)
         cases = {}
-        for name, vit in vits.items():
-            cases[name] = BenchmarkCase(vit, mode, batch_size, dtype, gelu)
+        for name, variant in variants.items():
+            cases[name] = BenchmarkCase(variant, mode, batch_size, dtype, gelu)
         case_groups.append(cases)
     return case_groups
 
@@ -101,7 +101,7 @@ def time_groups(
     for cases in case_groups:
         workloads = {name: case.compile_workload() for name, case in cases.items()}
         batch_case = next(iter(cases.values()))
-        timed_calls = {name: w.timed_call for name, w in workloads.items()}
+        timed_calls = {name: work.timed_call for name, work in workloads.items()}
         with announced_work(f"measuring {', '.join(timed_calls)}, in turns"):
             seconds_per_call = timer.time_in_turns(timed_calls, timing)
         shared_columns = timing_columns | {"batch_size": batch_case.batch_size}

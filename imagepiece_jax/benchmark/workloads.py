@@ -57,64 +57,66 @@ class Workload:
 class BenchmarkCase:
     """A model to measure, in one mode, batch size and dtype.
 
-    Mode "train" trains by the recipe of `make_training_run`.
+    Mode "train" trains by the recipe of `training_config`.
     Raises InputError for mistakes that would otherwise show while measuring.
     """
 
-    vit: Pretrained | ExportedProgram
+    variant: Pretrained | ExportedProgram
     mode: str  # "inference" or "train"
     batch_size: int
     dtype: str
     gelu: str | None = None  # GELU variant, as in `optimize`
-    run: RunConfig | None = None  # in mode train
+    training: RunConfig | None = None  # the recipe in mode train
 
     def __post_init__(self) -> None:
-        vit = self.vit
-        optimize.check_gelu(vit.model, self.gelu)
-        if not isinstance(vit, Pretrained):
+        variant = self.variant
+        optimize.check_gelu(variant.model, self.gelu)
+        if not isinstance(variant, Pretrained):
             if self.mode == "train":
                 raise InputError("mode is train, which needs weights")
-            if vit.batch_size not in (None, self.batch_size):
-                sizes = f"{self.batch_size}, not {vit.batch_size}"
-                raise InputError(f"batch_size is {sizes} as in {vit.origin.title}")
-        elif self.mode == "train" and self.run is None:
-            run = make_training_run(vit, self.batch_size, self.dtype)
-            check_training(run, parallel.process_placement(run.grad_accum_steps))
+            if variant.batch_size not in (None, self.batch_size):
+                counts = f"{self.batch_size}, not {variant.batch_size}"
+                raise InputError(f"batch_size is {counts} as in {variant.origin.title}")
+        elif self.mode == "train" and self.training is None:
+            config = training_config(variant, self.batch_size, self.dtype)
+            placement = parallel.process_placement(config.grad_accum_steps)
+            check_training(config, placement)
             num_devices = parallel.device_count()
             if num_devices > 1:
-                one = "CUDA_VISIBLE_DEVICES=0"
-                raise InputError(f"mode train takes 1 of {num_devices}: {one}")
-            object.__setattr__(self, "run", run)
+                flag = "CUDA_VISIBLE_DEVICES=0"
+                raise InputError(f"mode train takes 1 of {num_devices}: {flag}")
+            # The way to set a field of a frozen class.
+            object.__setattr__(self, "training", config)
 
     @property
     def weights_path(self) -> str | None:
         """Path of the weights; None for random weights."""
-        path = self.vit.origin.path
+        path = self.variant.origin.path
         return None if path is None else str(path)
 
     def compile_workload(self) -> Workload:
         """Compile the program to time."""
-        image_macs = model_macs(self.vit.model)
-        if self.run is not None:
-            call = compile_training_steps(self.run)
+        image_macs = model_macs(self.variant.model)
+        if self.training is not None:
+            call = compile_training_steps(self.training)
             columns = _describe_program(call.model, call.compiled_step)
             image_macs = TRAINING_MAC_FACTOR * model_macs(call.model)
-        elif not isinstance(self.vit, Pretrained):
-            shape = (self.batch_size, *image_sides(self.vit.config.image_size), 3)
+        elif not isinstance(self.variant, Pretrained):
+            shape = (self.batch_size, *image_sides(self.variant.config.image_size), 3)
             calls = []
             for seed in range(NUM_INPUTS):
                 rng = np.random.default_rng(seed)
                 pixels = rng.integers(0, 256, shape, np.uint8)
-                calls.append(self.vit.prepared_call(pixels))
+                calls.append(self.variant.prepared_call(pixels))
             call = lambda call_index: calls[call_index % NUM_INPUTS]()  # noqa: E731
-            columns = _describe_program(self.vit.model, None)
+            columns = _describe_program(self.variant.model, None)
         else:
             fast_program = optimize.optimize(
-                self.vit,
+                self.variant,
                 batch_size=self.batch_size,
                 dtype=self.dtype,
                 gelu=self.gelu,
-                attention=self.vit.model.execution.attention,
+                attention=self.variant.model.execution.attention,
             )
             call = call_on_noise(fast_program)
             columns = _describe_program(fast_program.model, fast_program.compiled)
@@ -140,22 +142,23 @@ class TrainingSteps:
         return metrics
 
 
-def compile_training_steps(run: RunConfig) -> TrainingSteps:
+def compile_training_steps(config: RunConfig) -> TrainingSteps:
     """Compile a run's training step, and draw weights and batches for it."""
-    step_fn, make_state, model, teacher_model = make_training_step(run)
+    step, make_state, model, teacher_model = make_training_step(config)
     teacher_variables = None
     if teacher_model is not None:
         teacher_variables = parallel.replicate(draw_random_variables(teacher_model))
     state = parallel.replicate(make_state(draw_random_variables(model)))
     batches = []
-    leading_axes = (run.grad_accum_steps, run.batch_size // run.grad_accum_steps)
-    image_shape = batch_shapes(run, leading_axes)["image"].shape
+    num_micro_batches = config.grad_accum_steps
+    leading_axes = (num_micro_batches, config.batch_size // num_micro_batches)
+    image_shape = batch_shapes(config, leading_axes)["image"].shape
     for seed in range(NUM_INPUTS):  # batches in the loader's form
         rng = np.random.default_rng(seed)
         image = rng.integers(0, 256, image_shape, np.uint8)
-        label = rng.integers(0, run.num_classes, leading_axes, np.int32)
+        label = rng.integers(0, config.num_classes, leading_axes, np.int32)
         batches.append(parallel.shard_samples({"image": image, "label": label}))
-    program = parallel.pmap(step_fn, donate_argnums=(0,), program_name="training step")
+    program = parallel.pmap(step, donate_argnums=(0,), program_name="training step")
     compiled_step = program.compile(state, batches[0], teacher_variables)
     return TrainingSteps(model, compiled_step, state, batches, teacher_variables)
 
@@ -167,17 +170,17 @@ class LoadedRun(RunConfig):
     vit_config: ViTConfig
 
 
-def make_training_run(vit: Pretrained, batch_size: int, dtype: str) -> RunConfig:
+def training_config(pretrained: Pretrained, batch_size: int, dtype: str) -> RunConfig:
     """DeiT's recipe, the defaults of `RunConfig`, for a model with its reduction."""
-    if vit.reduction is None:
+    if pretrained.reduction is None:
         raise InputError("mode is train, which needs a reduction with a name")
-    attention = vit.model.execution.attention
+    attention = pretrained.model.execution.attention
     return LoadedRun(
-        vit_config=vit.config,
-        image_size=cast(int, vit.image_size),  # RunConfig refuses two sides
-        num_classes=vit.config.num_classes,
+        vit_config=pretrained.config,
+        image_size=cast(int, pretrained.image_size),  # RunConfig refuses two sides
+        num_classes=pretrained.config.num_classes,
         model=ModelConfig(dtype=dtype, attention=attention),
-        reduction=vit.reduction,
+        reduction=pretrained.reduction,
         batch_size=batch_size,
     )
 
@@ -188,9 +191,9 @@ def with_random_weights(model: ViT) -> Pretrained:
 
 
 def call_on_noise(program: optimize.Program) -> Callable[[int], Array]:
-    """Make a function (number) that runs `program` on random images on its device."""
+    """Make a function (call_index) that runs `program` on images on its device."""
     images = _draw_noise(program.input_spec.shape, program.input_spec.dtype)
-    return lambda number: program(images[number % NUM_INPUTS])
+    return lambda call_index: program(images[call_index % NUM_INPUTS])
 
 
 @functools.lru_cache(maxsize=4)  # shapes of images
@@ -206,7 +209,7 @@ def _draw_noise(shape, dtype):
 
 
 def make_training_step(
-    run: RunConfig, adapt_model: Callable[[ViT], ViT] = lambda model: model
+    config: RunConfig, adapt_model: Callable[[ViT], ViT] = lambda model: model
 ) -> tuple[functools.partial, functools.partial, ViT, ViT | None]:
     """Make a run's training step in its last epoch, as `train.py` runs it.
 
@@ -214,26 +217,26 @@ def make_training_step(
     Returns (step, make_state, model, teacher model or None): functions step(state,
         batch, teacher variables) and make_state(model variables).
     """
-    model = run.create_train_model(run.epochs - 1)
-    lr_schedule, optimizer = create_optimizer(run, STEPS_PER_EPOCH)
+    model = config.create_train_model(config.epochs - 1)
+    lr_schedule, optimizer = create_optimizer(config, STEPS_PER_EPOCH)
     teacher_model = None
     teacher = None
-    if run.needs_teacher:  # a teacher of the student's size
-        head_only = not run.reduction.method.needs_teacher
+    if config.needs_teacher:  # a teacher of the student's size
+        head_only = not config.reduction.method.needs_teacher
         execution = {"drop_path_rate": 0, "head_only": head_only}
-        teacher_model = run.create_dense_model().with_execution(**execution)
+        teacher_model = config.create_dense_model().with_execution(**execution)
         adapted_teacher = adapt_model(teacher_model)
         teacher = Teacher(adapted_teacher, model.config.mean, model.config.std)
     step = functools.partial(
         train_step,
-        run=run,
+        config=config,
         model=adapt_model(model),
         optimizer=optimizer,
         lr_schedule=lr_schedule,
         teacher=teacher,
     )
     make_state = functools.partial(
-        init_state, optimizer=optimizer, with_ema=run.ema_decay > 0
+        init_state, optimizer=optimizer, with_ema=config.ema_decay > 0
     )
     return step, make_state, model, teacher_model
 

@@ -58,11 +58,11 @@ def main(
         named_model = model.create_named()
         if named_model is None:
             # The seed is for selectors, whose values do not matter.
-            vit = model.load_model(seed=0)
+            pretrained = model.load_model(seed=0)
         else:
-            vit = workloads.with_random_weights(named_model)
+            pretrained = workloads.with_random_weights(named_model)
         own_name = model.reduction or "as it is"
-        variants = suite.make_variants(vit, reduction_texts, own_name)
+        variants = suite.make_variants(pretrained, reduction_texts, own_name)
         dtype = model.dtype or xla_options.fast_dtype()
     batch_sizes = batch_sizes or (256,)
     case_groups = suite.make_case_groups(variants, batch_sizes, dtype, mode, gelu)

@@ -23,8 +23,9 @@ def main(model: Model) -> None:
     # Two dense models to compare with: the same stem shows the reduction's savings, and
     # papers use the patch stem.
     patch_stem_config = dataclasses.replace(vit.config, stem="patch")
-    configs = (vit.config, patch_stem_config)
-    dense_models = [build_model(config, execution=vit.execution) for config in configs]
+    dense_models = []
+    for config in (vit.config, patch_stem_config):
+        dense_models.append(build_model(config, execution=vit.execution))
     print(cost.cost_summary(vit, dense_models))
     for variant in recovery.variants if recovery else ():
         outcome_text = "recovered for" if variant.changed else "no better for"

@@ -47,16 +47,18 @@ def main(
     image_files = find_images(images.images)
     if limit is not None:
         check_range("limit", limit, 1)
-        count = len(image_files)
-        indices = evenly_spaced_indices(count, min(limit, count))
+        num_images = len(image_files)
+        indices = evenly_spaced_indices(num_images, min(limit, num_images))
         image_files = [image_files[index] for index in indices]
-    vit = weights.load_model()
+    pretrained = weights.load_model()
     options = {"patches": patches, "logits": logits, "batch_size": batch_size}
-    failures = write_features(vit, image_files, file, threads=threads, **options)
+    failures = write_features(pretrained, image_files, file, threads=threads, **options)
     print(f"{file}: vectors of {len({*image_files}) - len(failures)} images")
     if npy:
+        _, vectors = read_features(file)
         with files.replacement_file(file.with_suffix(".npy")) as new_file:
+            # np.save would add an ending to a path.
             with open(new_file, "wb") as opened_file:
-                np.save(opened_file, read_features(file)[1])
+                np.save(opened_file, vectors)
         print(file.with_suffix(".npy"))
     return int(bool(failures))

@@ -31,17 +31,17 @@ def main(
     from imagepiece_jax.inference.predictor import Predictor
     from imagepiece_jax.weights.folder_files import list_input_files
 
-    files = pictures.find_images(images.images)
+    image_files = pictures.find_images(images.images)
     if json is not None:
-        input_files = [*files, *list_input_files(weights.weights)]
+        input_files = [*image_files, *list_input_files(weights.weights)]
         check_writable("json", json, (".json",), input_files)
-    vit = weights.load_model()
-    attention = vit.model.execution.attention
+    pretrained = weights.load_model()
+    attention = pretrained.model.execution.attention
     options = {"dtype": weights.dtype, "attention": attention, "gelu": gelu}
-    predictor = Predictor(vit, labels=labels, top=top, **options)
+    predictor = Predictor(pretrained, labels=labels, top=top, **options)
     records = {}
     num_unreadable = 0
-    for file, output in zip(files, predictor.stream(files), strict=True):
+    for file, output in zip(image_files, predictor.stream(image_files), strict=True):
         records[file], line = _describe_output(file, output)
         if isinstance(output, InputError):
             num_unreadable += 1

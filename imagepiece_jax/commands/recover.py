@@ -47,10 +47,10 @@ def main(
     source = as_source(images.images)
     # The lock ends before the result is written, because `save` replaces the folder.
     with locked_folder("out", folder):
-        vit = weights.load_model()
-        _check_lost_reductions(folder, vit)
-        recovered_vit = recover(
-            vit,
+        pretrained = weights.load_model()
+        _check_lost_reductions(folder, pretrained)
+        recovered = recover(
+            pretrained,
             source,
             steps=steps,
             minutes=minutes,
@@ -58,31 +58,33 @@ def main(
             seed=seed,
             parameters=parameters,
         )
-    recovery = recovered_vit.recovery
+    recovery = recovered.recovery
     print(recovery)
-    if all(v.stopped and not v.changed for v in recovery.variants):
+    variants = recovery.variants
+    if all(variant.stopped and not variant.changed for variant in variants):
         raise RunError(f"nothing is written to {out}: no weights were better yet")
-    save(recovered_vit, out)
+    save(recovered, out)
     print(f"saved in {out}", flush=True)
-    if not any(variant.changed for variant in recovery.variants):
+    if not any(variant.changed for variant in variants):
         print(f"note: nothing was better: {out} holds the model as it was")
 
 
-def _check_lost_reductions(folder, vit):
+def _check_lost_reductions(folder, pretrained):
     """Refuse to replace a folder with recovered reductions that the result lacks."""
     from imagepiece_jax.recovery.recover import list_students
     from imagepiece_jax.weights import description, location
 
     try:
-        place = location.locate_weights(folder)
-        recovery = description.describe_weights(place).recovery
+        weights_location = location.locate_weights(folder)
+        recovery = description.describe_weights(weights_location).recovery
     except InputError:  # nothing there, or nothing that this revision reads
         return
-    models = [student.model for student in list_students(vit)]
-    kept = {v.name for v in vit.recovery.variants} if vit.recovery else set()
+    students = [student.model for student in list_students(pretrained)]
+    own_variants = pretrained.recovery.variants if pretrained.recovery else ()
+    own_names = {variant.name for variant in own_variants}
     for variant in recovery.variants if recovery else ():
-        if variant.name not in kept:
-            owned = f"out {folder} has {variant.name}"
-            if not any(map(variant.fits_model, models)):
-                raise InputError(f"{owned}; recover that folder")
-            log.info(f"{owned}; it will be replaced")
+        if variant.name not in own_names:
+            finding = f"out {folder} has {variant.name}"
+            if not any(map(variant.fits_model, students)):
+                raise InputError(f"{finding}; recover that folder")
+            log.info(f"{finding}; it will be replaced")

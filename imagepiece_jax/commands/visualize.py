@@ -42,14 +42,13 @@ def main(
     source = pictures.as_source(images.images, "val")
     if registry.is_set_name(images.images[0]):
         source = source.evenly_spaced(NUM_DRAWN_IMAGES)
-    vit = weights.load_model().with_default_execution(weights.dtype or "float32")
-    models = [vit.with_reduction(text) for text in reduction_texts] or [vit]
+    pretrained = weights.load_model().with_default_execution(weights.dtype or "float32")
+    variants = [pretrained.with_reduction(text) for text in reduction_texts]
     for block in drawn_blocks:
-        check_range("blocks", block, 0, len(vit.model.plan) - 1)
-    pixels, image_names = pictures.read_images(source, vit.preprocessing)
+        check_range("blocks", block, 0, len(pretrained.model.plan) - 1)
+    pixels, image_names = pictures.read_images(source, pretrained.preprocessing)
     file_names = [*map(os.path.basename, image_names)]
-    for line in html.write_page(
-        folder, models, pixels, file_names, vit.origin.name, drawn_blocks
-    ):
+    page = (variants or [pretrained], pixels, file_names, pretrained.origin.name)
+    for line in html.write_page(folder, *page, drawn_blocks):
         print(line, flush=True)
     return int(len(file_names) < len(source))

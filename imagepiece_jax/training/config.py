@@ -149,12 +149,11 @@ class RunConfig:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Read a ConfigDict or dicts; raise InputError for the first invalid value."""
-        if hasattr(config, "to_dict"):  # a ConfigDict
-            config = config.to_dict()
-        # Only the config.json of a run has a format.
-        config = {name: value for name, value in config.items() if name != "format"}
+        # A ConfigDict's groups are ConfigDicts, too; `to_dict` converts them all.
+        values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        values.pop("format", None)  # only the config.json of a run has a format
         try:
-            run_config = _read_options(cls, replace_lists(config))
+            run_config = _read_options(cls, replace_lists(values))
             _ = run_config.vit_config  # raises for a model that does not fit
         except KeyError as error:
             raise InputError(f"config has no {error.args[0]}") from error
@@ -215,25 +214,25 @@ class RunConfig:
 
     def fill_preprocessing(self, trained_config: "ViTConfig") -> "RunConfig":
         """Fill empty normalization and crop fields from trained weights' config."""
-        model = self.model
-        data = self.data
-        if model.mean is None:
-            model = dataclasses.replace(
-                model, mean=trained_config.mean, std=trained_config.std
+        model_group = self.model
+        data_group = self.data
+        if model_group.mean is None:
+            model_group = dataclasses.replace(
+                model_group, mean=trained_config.mean, std=trained_config.std
             )
-        if data.eval_crop is None and data.resize != "none":
+        if data_group.eval_crop is None and data_group.resize != "none":
             crop_values = {}
-            for field, config_name in NAME_IN_CONFIG.items():
+            for field, option_name in NAME_IN_CONFIG.items():
                 if field == "resize":  # stays the run's own
                     continue
-                value = getattr(data, config_name)
+                value = getattr(data_group, option_name)
                 # The weights give the whole crop, so no part of it may be given alone.
                 if value != getattr(Preprocessing, field):
-                    typed = f"config.data.{config_name} is {value!r}"
-                    raise InputError(f"{typed}; give eval_crop, too")
-                crop_values[config_name] = getattr(trained_config.preprocessing, field)
-            data = dataclasses.replace(data, **crop_values)
-        return dataclasses.replace(self, model=model, data=data)
+                    mistake = f"config.data.{option_name} is {value!r}"
+                    raise InputError(f"{mistake}; give eval_crop, too")
+                crop_values[option_name] = getattr(trained_config.preprocessing, field)
+            data_group = dataclasses.replace(data_group, **crop_values)
+        return dataclasses.replace(self, model=model_group, data=data_group)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a run's config.json."""
@@ -244,12 +243,14 @@ class RunConfig:
         """Build the model; `masked`: it may train with masks in place of removals."""
         from imagepiece_jax.models import create  # imports JAX
 
-        model, vit_config = self.model, self.vit_config
+        options = self.model
         with titled_errors("config"):
-            execution = create.make_execution(vit_config, model.dtype, model.attention)
-            rate = model.drop_path_rate
+            execution = create.make_execution(
+                self.vit_config, options.dtype, options.attention
+            )
+            rate = options.drop_path_rate
             execution = dataclasses.replace(execution, drop_path_rate=rate)
-            return create.build_model(vit_config, reduction, execution, masked)
+            return create.build_model(self.vit_config, reduction, execution, masked)
 
     def saves_step(self, step: int) -> bool:
         """Whether `step` is saved even if no evaluation follows."""

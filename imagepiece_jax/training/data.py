@@ -35,93 +35,94 @@ class RunLength:
 
 
 def check_training(
-    run: RunConfig, placement: Placement, train: Source | None = None
+    config: RunConfig, placement: Placement, train_source: Source | None = None
 ) -> None:
     """Raise InputError for a config that cannot be trained, with a line a mistake."""
-    batch_size = run.batch_size
-    num_images = batch_size if train is None else len(train)
+    batch_size = config.batch_size
+    num_images = batch_size if train_source is None else len(train_source)
     split_mistake = ""
     try:  # a batch that does not split over devices and micro-batches
         placement.sample_positions(batch_size)
     except InputError as error:
         split_mistake = str(error)
-    is_mixed = (run.mixup > 0 or run.cutmix > 0) and run.mixup_prob > 0
-    is_odd = is_mixed and batch_size // run.grad_accum_steps % 2
+    is_mixed = (config.mixup > 0 or config.cutmix > 0) and config.mixup_prob > 0
+    is_odd = is_mixed and batch_size // config.grad_accum_steps % 2
     # Largest power of 2 that fits.
     batch_flag = f"--config.batch_size={2 ** (num_images.bit_length() - 1)}"
-    warmup_flag = f"--config.warmup_epochs={run.epochs / 10:g}"
-    table = [
-        (not run.num_classes, "num_classes is 0"),
-        (run.model.dtype == "float16", "model.dtype is 'float16': gradients vanish"),
+    warmup_flag = f"--config.warmup_epochs={config.epochs / 10:g}"
+    checks = [
+        (not config.num_classes, "num_classes is 0"),
+        (config.model.dtype == "float16", "model.dtype is 'float16': gradients vanish"),
         (num_images < batch_size, f"batch_size is above {num_images}: {batch_flag}"),
         (
-            run.warmup_epochs >= run.epochs,
+            config.warmup_epochs >= config.epochs,
             f"warmup_epochs takes all epochs: {warmup_flag}",
         ),
         (split_mistake, split_mistake),
         (is_odd, "batch_size makes odd micro-batches, but mixup needs pairs"),
     ]
-    mistakes = [f"config.{sentence}" for is_true, sentence in table if is_true]
+    mistakes = [f"config.{sentence}" for is_wrong, sentence in checks if is_wrong]
     if mistakes:
         raise InputError("\n".join(mistakes))
 
 
-def open_images(run: RunConfig, split: str, dry_run: bool = False) -> Source:
+def open_images(config: RunConfig, split: str, dry_run: bool = False) -> Source:
     """Open the images of a split, "train" or "val".
 
     dry_run: accept ImageNet's published image count in place of its images
     Raises InputError if they cannot be opened or do not fit the config.
     """
     try:
-        return run.data.open_split(split, num_classes=run.num_classes)
+        return config.data.open_split(split, num_classes=config.num_classes)
     except InputError as error:
-        if dry_run and run.data.name == "imagenet2012":
-            return CountedSource(split, run.num_classes)
+        if dry_run and config.data.name == "imagenet2012":
+            return CountedSource(split, config.num_classes)
         raise InputError(f"config.data: {error}") from error
 
 
 class RunData:
     """A run's images, and this process's share of their batches.
 
-    `train` and `val` are the Sources. `train_batches(steps=range(..))` makes Batches,
-    `val_batches` is one pass over the validation images.
+    `train_batches(steps=range(..))` makes Batches, `val_batches` is one pass over the
+    validation images.
 
     Raises InputError if images do not fit the config, or the run cannot be trained on
         the devices of `placement`.
     """
 
     def __init__(
-        self, run: RunConfig, placement: Placement, dry_run: bool = False
+        self, config: RunConfig, placement: Placement, dry_run: bool = False
     ) -> None:
-        self.train = open_images(run, "train", dry_run)
-        check_training(run, placement, self.train)
-        train_transform = run.data.train_transform(run.image_size)
-        preprocessing = run.vit_config.preprocessing
-        self.val = open_images(run, "val", dry_run)
-        data_name = run.data.name
+        self.train_source = open_images(config, "train", dry_run)
+        check_training(config, placement, self.train_source)
+        train_transform = config.data.train_transform(config.image_size)
+        preprocessing = config.vit_config.preprocessing
+        self.val_source = open_images(config, "val", dry_run)
         # Both splits must have the same classes, by name.
-        check_classes(
-            self.train.class_names, data_name, self.val.class_names, data_name
-        )
+        data_name = config.data.name
+        val_names = self.val_source.class_names
+        check_classes(self.train_source.class_names, data_name, val_names, data_name)
         # At most the validation set, as a multiple of the devices.
-        eval_batch_size = placement.round_up(min(run.eval_batch_size, len(self.val)))
-        steps_per_epoch = len(self.train) // run.batch_size  # without a partial batch
-        self.length = RunLength(steps_per_epoch, run.epochs, run.eval_every_epochs)
+        eval_batch_size = min(config.eval_batch_size, len(self.val_source))
+        # An epoch has no partial batch.
+        steps_per_epoch = len(self.train_source) // config.batch_size
+        epochs = (config.epochs, config.eval_every_epochs)
+        self.length = RunLength(steps_per_epoch, *epochs)
         # (processes, threads per process); training and evaluation have their own.
-        self.reader_counts = run.data.workers, run.data.threads
+        self.reader_counts = config.data.workers, config.data.threads
         self.train_batches = functools.partial(
             Batches,
-            source=self.train,
+            source=self.train_source,
             transform=train_transform,
-            batch_size=run.batch_size,
-            seed=run.seed,
+            batch_size=config.batch_size,
+            seed=config.seed,
             placement=placement,
-            repeats=run.data.repeats,
+            repeats=config.data.repeats,
         )
         self.val_batches = Batches(
-            source=self.val,
+            source=self.val_source,
             transform=preprocessing,
-            batch_size=eval_batch_size,
+            batch_size=placement.round_up(eval_batch_size),
             placement=placement,
         )
 
@@ -134,5 +135,5 @@ class RunData:
         # Only process 0 reads all images, which is slow over a network.
         with announced_work("making a digest of the data", parallel.is_main()):
             return parallel.share_main_decision(
-                lambda: [self.train.digest, self.val.digest]
+                lambda: [self.train_source.digest, self.val_source.digest]
             )

@@ -54,8 +54,10 @@ class MetricWriter(contextlib.ExitStack):
         # A killed run wrote later lines than its last checkpoint. Without them the file
         # equals an uninterrupted run's file.
         lines = files.read_json_lines(path)
-        kept_lines = [line for line in lines if line["step"] <= (step or -1)]
-        files.replace_file(path, "".join(json.dumps(x) + "\n" for x in kept_lines))
+        # -1: a new run keeps none of the lines, not even a line of step 0.
+        earlier_lines = [line for line in lines if line["step"] <= (step or -1)]
+        json_texts = [json.dumps(line) + "\n" for line in earlier_lines]
+        files.replace_file(path, "".join(json_texts))
         # Buffered by line, and written before the step's checkpoint: a kill between
         # the two loses nothing.
         self._metrics_file = self.enter_context(open(path, "a", buffering=1))
@@ -73,10 +75,10 @@ class MetricWriter(contextlib.ExitStack):
         """
         if self._metrics_file is None:
             return
-        json_metrics = {name: _as_json_scalar(x) for name, x in metrics.items()}
-        line = {"kind": kind, "step": int(step), **json_metrics}
+        scalars = {name: _as_json_scalar(value) for name, value in metrics.items()}
+        line = {"kind": kind, "step": int(step), **scalars}
         self._metrics_file.write(json.dumps(line, allow_nan=False) + "\n")
-        for name, value in json_metrics.items():
+        for name, value in scalars.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"{kind}/{name}", value, int(step))
 
@@ -158,17 +160,17 @@ class RunLog(contextlib.ExitStack):
         """Write the last metrics. Raises RunError after too many skipped steps."""
         if self._unwritten_metrics is None:
             return
-        step, metrics = self._unwritten_metrics
+        step, device_metrics = self._unwritten_metrics
         self._unwritten_metrics = None
-        metrics = parallel.unreplicate(metrics)  # waits for their step
+        metrics = parallel.unreplicate(device_metrics)  # waits for their step
         if step == self._traced_steps.stop - 1:
             self._trace_context.close()
             trace_text = f"trace of steps {self._traced_steps.start} to {step}"
             print_line(f"{trace_text}: {self._trace_folder} (TensorBoard, Perfetto)")
         if metrics["skipped"] > self._config.max_skipped_steps:
-            name = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
+            culprit = "grad_norm" if math.isfinite(metrics["loss"]) else "loss"
             raise RunError(
-                f"{name} is {metrics[name]} at step {step}, the last of "
+                f"{culprit} is {metrics[culprit]} at step {step}, the last of "
                 f"{int(metrics['skipped'])} skipped; the checkpoints in "
                 f"{self._workdir} are kept: try a lower lr, or clip_grad_norm=1.0"
             )
@@ -183,7 +185,7 @@ class RunLog(contextlib.ExitStack):
         is_timed = self._num_timed_images > 0  # else only a first step was taken
         window_sums = metrics["window"]
         num_samples = window_sums["samples"] or math.nan  # 0: all steps were skipped
-        metric_values = {
+        line_values = {
             "epoch": step / self._length.steps_per_epoch,
             "loss": window_sums["loss"] / num_samples,
             "acc1": 100 * window_sums["acc1"] / num_samples,
@@ -196,9 +198,9 @@ class RunLog(contextlib.ExitStack):
             **measure_device_memory(),
             **metrics["terms"],
         }
-        self._writer.write_line("train", step, **metric_values)
+        self._writer.write_line("train", step, **line_values)
         if self._config.progress:
-            self._print_progress(step, metric_values)
+            self._print_progress(step, line_values)
         self.restart_clock()
 
     def write_evaluation(self, step: int, metrics: dict[str, float]) -> None:
@@ -210,13 +212,13 @@ class RunLog(contextlib.ExitStack):
         print_line(f"epoch {epoch:g}, step {step}: {accuracy}, {loss}")
 
     def _print_progress(self, step, metrics):
-        num_images_left = (self._length.steps - step) * self._config.batch_size
-        throughput = metrics["throughput"]
         line = f"step {step} of {self._length.steps}, epoch {metrics['epoch']:.2f}: "
         line += f"loss {metrics['loss']:.3f}, acc1 {metrics['acc1']:.1f} %, "
         line += f"lr {metrics['lr']:.2e}"
-        if not math.isnan(throughput):
+        throughput = metrics["throughput"]
+        if not math.isnan(throughput):  # NaN: only a step that compiled was taken
             wait_text = f"waits {100 * metrics['input_wait']:.0f} %"
+            num_images_left = (self._length.steps - step) * self._config.batch_size
             time_text = duration_text(num_images_left / throughput)
             line += f", {throughput:,.0f} img/s, {wait_text}, {time_text} left"
         if metrics["skipped"]:

@@ -41,7 +41,8 @@ def distillation_loss(
     targets: label probabilities
     """
     # The last head is the distillation token's, if the model has one.
-    class_logits, *_ = head_logits = outputs.head_logits or (outputs.logits,)
+    head_logits = outputs.head_logits or (outputs.logits,)
+    class_logits = head_logits[0]
     logits = head_logits[-1]
     teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
     if distill.kind == "hard":

@@ -26,24 +26,24 @@ NEVER_DECAYED = ("bias", "pos_embed", "cls_token", "dist_token", "reg_token")
 
 
 def create_optimizer(
-    run: RunConfig, steps_per_epoch: int
+    config: RunConfig, steps_per_epoch: int
 ) -> tuple[Schedule, Optimizer]:
     """Create the learning rate's schedule and the optimizer."""
     lr_schedule = functools.partial(
-        learning_rate, run=run, steps_per_epoch=steps_per_epoch
+        learning_rate, config=config, steps_per_epoch=steps_per_epoch
     )
-    optimizer = create_adamw(run, lr_schedule)
+    optimizer = create_adamw(config, lr_schedule)
     # Learned methods give some parameters their own rates.
-    if groups := run.reduction.method.param_groups:
+    if groups := config.reduction.method.param_groups:
         # Frozen parameters leave the clipping. Groups scale the finished update.
         optimizer = zero_frozen_gradients(optimizer, groups)
-        scaling = scale_by_group(groups, lr_schedule, run.peak_lr, steps_per_epoch)
+        scaling = scale_by_group(groups, lr_schedule, config.peak_lr, steps_per_epoch)
         optimizer = optax.chain(optimizer, scaling)
     return lr_schedule, optimizer
 
 
 def learning_rate(
-    step: int | Int[Array, "*steps"], run: RunConfig, steps_per_epoch: int
+    step: int | Int[Array, "*steps"], config: RunConfig, steps_per_epoch: int
 ) -> Float[Array, "*steps"]:
     """Learning rate at `step`, float32.
 
@@ -57,18 +57,19 @@ def learning_rate(
     """
     # Whole epochs in integers: t is then exact where an epoch begins, on any device.
     epoch, remainder = jnp.divmod(jnp.asarray(step), steps_per_epoch)
-    if run.lr_offset:
-        t = jnp.maximum(epoch - run.lr_offset, 0).astype(jnp.float32)
+    if config.lr_offset:
+        t = jnp.maximum(epoch - config.lr_offset, 0).astype(jnp.float32)
     else:
         t = epoch.astype(jnp.float32) + remainder.astype(jnp.float32) / steps_per_epoch
     # (1 + cos x) / 2 as cos(x / 2)^2: the sum would cancel in the last epochs.
-    half_angle = jnp.pi / 2 * jnp.minimum(t / run.epochs, 1.0)
-    cosine_rate = run.min_lr + (run.peak_lr - run.min_lr) * jnp.cos(half_angle) ** 2
-    if run.warmup_epochs == 0:
+    half_angle = jnp.pi / 2 * jnp.minimum(t / config.epochs, 1.0)
+    lr_range = config.peak_lr - config.min_lr
+    cosine_rate = config.min_lr + lr_range * jnp.cos(half_angle) ** 2
+    if config.warmup_epochs == 0:
         return cosine_rate
-    rise_per_epoch = (run.peak_lr - run.warmup_lr) / run.warmup_epochs
+    rise_per_epoch = (config.peak_lr - config.warmup_lr) / config.warmup_epochs
     return jnp.where(
-        t < run.warmup_epochs, run.warmup_lr + t * rise_per_epoch, cosine_rate
+        t < config.warmup_epochs, config.warmup_lr + t * rise_per_epoch, cosine_rate
     )
 
 
@@ -84,15 +85,15 @@ def decay_mask(params: optax.Params) -> PyTree:
     return jax.tree_util.tree_map_with_path(has_decay, params)
 
 
-def create_adamw(run: RunConfig, lr_schedule: Schedule) -> Optimizer:
+def create_adamw(config: RunConfig, lr_schedule: Schedule) -> Optimizer:
     """AdamW after gradient clipping."""
     # The decay is decoupled and multiplied by the rate, `p -= lr * weight_decay * p`,
     # as in torch. The paper multiplies by only the schedule's factor.
-    options = {"weight_decay": run.weight_decay, "mask": decay_mask}
-    optimizer = optax.adamw(lr_schedule, *run.betas, run.eps, **options)
-    if run.clip_grad_norm == 0:  # no clipping
+    options = {"weight_decay": config.weight_decay, "mask": decay_mask}
+    optimizer = optax.adamw(lr_schedule, *config.betas, config.eps, **options)
+    if config.clip_grad_norm == 0:  # no clipping
         return optimizer
-    return optax.chain(optax.clip_by_global_norm(run.clip_grad_norm), optimizer)
+    return optax.chain(optax.clip_by_global_norm(config.clip_grad_norm), optimizer)
 
 
 def zero_frozen_gradients(optimizer: Optimizer, group_of: GroupOf) -> Optimizer:
@@ -135,10 +136,10 @@ def scale_by_group(
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
     def update(updates, state, params=None):
-        def scale(path, leaf):
+        def scale_leaf(path, leaf):
             return (leaf * update_scale(path, state.count)).astype(leaf.dtype)
 
-        scaled_updates = jax.tree_util.tree_map_with_path(scale, updates)
+        scaled_updates = jax.tree_util.tree_map_with_path(scale_leaf, updates)
         return scaled_updates, optax.ScaleByScheduleState(count=state.count + 1)
 
     return optax.GradientTransformation(init, update)
@@ -155,22 +156,21 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(jnp.sum(jnp.concatenate(leaves) ** 2))
 
 
-def moving_average(average: PyTree, new: PyTree, decay: float) -> PyTree:
-    """Moving average over any tree: `average + (1 - decay) (new - average)`."""
+def moving_average(average: PyTree, values: PyTree, decay: float) -> PyTree:
+    """Moving average over any tree: `average + (1 - decay) (values - average)`."""
 
-    # In this form an average equal to `new` stays exactly equal. Leaves keep the dtype
-    # of `average`.
-    def move(old_leaf, new_leaf):
-        return old_leaf + ((1.0 - decay) * (new_leaf - old_leaf)).astype(old_leaf.dtype)
+    # In this form an average equal to `values` stays exactly equal. Leaves keep the
+    # dtype of `average`.
+    def move(mean, value):
+        return mean + ((1.0 - decay) * (value - mean)).astype(mean.dtype)
 
-    return jax.tree.map(move, average, new)
+    return jax.tree.map(move, average, values)
 
 
 def choose_opt_state(
     is_finite: Bool[Array, ""], new_state: PyTree, old_state: PyTree
 ) -> PyTree:
     """Choose the state after a step: new_state if `is_finite`, else old_state."""
-
     where_finite = functools.partial(jnp.where, is_finite)
 
     # A skipped step still counts in schedules, so the rate follows the run's step.

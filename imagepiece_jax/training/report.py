@@ -51,7 +51,7 @@ def describe_dry_run(run: "Run") -> str:
     length = data.length
     teacher = run.teacher
     teacher_macs = model_macs(teacher.model) if teacher else 0
-    num_operations = count_training_flop(config, len(data.train), teacher_macs)
+    num_operations = count_training_flop(config, len(data.train_source), teacher_macs)
     print_line(
         f"{length.steps} steps: {length.epochs} epochs of {length.steps_per_epoch}, "
         f"{num_operations / 1e18:#.3g} EFLOP (1e18 operations, two a MAC)"
@@ -73,16 +73,17 @@ def describe_dry_run(run: "Run") -> str:
 def describe_data(config: RunConfig, data: RunData) -> str:
     """Describe the data, and the learning rate after the warm-up."""
     parts = [config.data.name]
-    for use, source in (("training", data.train), ("validation", data.val)):
+    sources = {"training": data.train_source, "validation": data.val_source}
+    for use, source in sources.items():
         note = source.split and f" ({source.split})"
         if isinstance(source, CountedSource):
             note = " (its published number; not read)"
         parts.append(f"{len(source):,} {use} images{note}")
     class_text = f"{config.num_classes} classes"
-    if data.train.class_names is not None:
-        class_text += ": " + ", ".join(map(str, data.train.class_names[:5]))
+    if data.train_source.class_names is not None:
+        class_text += ": " + ", ".join(map(str, data.train_source.class_names[:5]))
     parts.append(class_text)
-    if data.val.split == "test":
+    if data.val_source.split == "test":
         parts.append("test chooses nothing, so the last checkpoint is the best")
     return (
         f"data: {', '.join(parts)}\n"
@@ -103,11 +104,11 @@ def describe_model(model: ViT, dense_model: ViT) -> str:
 
 def describe_results(run: "Run") -> str:
     """The result table: accuracy and best step."""
-    last = run.progress.last or {}
+    metrics = run.progress.last or {}  # not None, because a run ends by an evaluation
+    accuracy = f"top-1 {metrics['acc1']:.2f} %, top-5 {metrics['acc5']:.2f} %"
+    accuracy += f" of {metrics['images']} images"
+    if metrics.get("ema_acc1") is not None:
+        accuracy += f"; averaged weights {metrics['ema_acc1']:.2f} %"
     best = run.progress.best
-    accuracy = f"top-1 {last['acc1']:.2f} %, top-5 {last['acc5']:.2f} %"
-    accuracy += f" of {last['images']} images"
-    if last.get("ema_acc1") is not None:
-        accuracy += f"; averaged weights {last['ema_acc1']:.2f} %"
     best_text = f"{best['acc1']:.2f} % at step {best['step']}"
     return f"accuracy     {accuracy}\nbest         {best_text}"

@@ -48,6 +48,7 @@ class Teacher:
             images = jax.image.resize(images, shape, "cubic")
         student_stats = (self.mean, self.std)
         teacher_stats = (self.model.config.mean, self.model.config.std)
+        # Numbers that differ by a rounding to float32 are equal.
         if not np.allclose(student_stats, teacher_stats, rtol=1e-6, atol=0):
             mean, std, teacher_mean, teacher_std = np.reshape(
                 (*student_stats, *teacher_stats), (4, 1, 1, 1, channels)
@@ -60,7 +61,7 @@ class Teacher:
 
 
 def create_teacher(
-    run: RunConfig, dense_model: ViT, initial_weights: InitialWeights
+    config: RunConfig, dense_model: ViT, initial_weights: InitialWeights
 ) -> tuple[Teacher | None, PyTree]:
     """Create (Teacher, its variables); (None, None) if nothing learns from a teacher.
 
@@ -68,29 +69,33 @@ def create_teacher(
     Raises InputError for a missing or unused teacher, for several labels per image, and
         for a teacher that does not fit the student.
     """
-    weights = run.teacher.weights
-    settings = f"reduction {run.reduction.name} and distill.kind {run.distill.kind}"
-    sentence = f"config.teacher.weights is {weights!r}, but {settings}"
+    path = config.teacher.weights
+    losses = f"reduction {config.reduction.name} and distill.kind {config.distill.kind}"
+    cause = f"config.teacher.weights is {path!r}, but {losses}"
     refuse_any(
-        (run.needs_teacher and not weights, f"{sentence} learn from a teacher"),
-        (weights and not run.needs_teacher, f"{sentence} learn from none"),
+        (config.needs_teacher and not path, f"{cause} learn from a teacher"),
+        (path and not config.needs_teacher, f"{cause} learn from none"),
     )
-    vit = initial_weights.teacher_weights
-    if vit is None:
+    pretrained = initial_weights.teacher_weights
+    if pretrained is None:
         return None, None
-    title = f"config.teacher.weights {run.teacher.weights}"
-    vit.config.head.check_single_label(title, "distillation")
+    title = f"config.teacher.weights {path}"
+    pretrained.config.head.check_single_label(title, "distillation")
     with titled_errors("config.teacher.weights"):
         # A loss that compares tokens needs the student's own dense model.
-        if run.reduction.method.needs_teacher:
+        if config.reduction.method.needs_teacher:
             model = dense_model.with_execution(drop_path_rate=0.0)
-            variables = fit_variables(vit, model)
+            variables = fit_variables(pretrained, model)
         else:
-            config = vit.config
-            if config.num_classes != run.num_classes:
-                counts = f"{config.num_classes} classes, not {run.num_classes}"
+            num_classes = pretrained.config.num_classes
+            if num_classes != config.num_classes:
+                counts = f"{num_classes} classes, not {config.num_classes}"
                 raise InputError(f"it has {counts}")
-            execution = make_execution(config, run.model.dtype, run.model.attention)
-            model = vit.model.clone(execution=execution).with_execution(head_only=True)
-            variables = vit.variables
+            execution = make_execution(
+                pretrained.config, config.model.dtype, config.model.attention
+            )
+            # `distillation_loss` reads logits only.
+            execution = dataclasses.replace(execution, head_only=True)
+            model = pretrained.model.clone(execution=execution)
+            variables = pretrained.variables
     return Teacher(model, dense_model.config.mean, dense_model.config.std), variables

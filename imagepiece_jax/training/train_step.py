@@ -56,9 +56,9 @@ class TrainState:
 WINDOW_METRICS = ("loss", "acc1", "acc5", "samples", "skipped")
 
 
-def batch_shapes(run: RunConfig, leading_axes: tuple[int, ...]) -> Batch:
+def batch_shapes(config: RunConfig, leading_axes: tuple[int, ...]) -> Batch:
     """Shapes of a loader batch; `leading_axes` are [A, m] or [devices, A, m]."""
-    shape = (*leading_axes, run.image_size, run.image_size, 3)
+    shape = (*leading_axes, config.image_size, config.image_size, 3)
     return {
         "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
         "label": jax.ShapeDtypeStruct(leading_axes, jnp.int32),
@@ -75,6 +75,7 @@ def init_state(variables: Mapping, optimizer: Optimizer, with_ema: bool) -> Trai
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
+        # Copied, because a step donates its state: a buffer can be donated only once.
         ema=jax.tree.map(jnp.copy, averaged_variables) if with_ema else None,
         window={name: jnp.zeros((), jnp.float32) for name in WINDOW_METRICS},
         skipped=jnp.zeros((), jnp.int32),
@@ -85,7 +86,7 @@ def micro_batch_loss(
     outputs: Outputs,
     teacher_outputs: Any,
     targets: Float[Array, "batch classes"],
-    run: RunConfig,
+    config: RunConfig,
     model: ViT,
     step: Int[Array, ""],
 ) -> tuple[Float[Array, ""], Metrics]:
@@ -99,13 +100,14 @@ def micro_batch_loss(
     model: the student
     step: from 0; unused here, but another loss may change with it
     """
-    if run.distill.is_active:
-        teacher_logits = teacher_outputs.logits
-        loss, terms = distillation_loss(run.distill, outputs, targets, teacher_logits)
+    if config.distill.is_active:
+        loss, terms = distillation_loss(
+            config.distill, outputs, targets, teacher_outputs.logits
+        )
     else:
         loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
         terms = {}
-    if method_loss := run.reduction.method.loss:
+    if method_loss := config.reduction.method.loss:
         method_terms = method_loss(outputs, teacher_outputs, plan=model.plan)
         terms = dict(**terms, **method_terms)  # TypeError for a name of both
     return sum(terms.values(), loss), terms
@@ -116,7 +118,7 @@ def train_step(
     batch: Batch,
     teacher_variables: PyTree = None,
     *,
-    run: RunConfig,
+    config: RunConfig,
     model: ViT,
     optimizer: Optimizer,
     lr_schedule: Schedule,
@@ -140,7 +142,9 @@ def train_step(
     Raises InputError, when traced, for a term with a name in `logging.STEP_METRICS`.
     """
     # `micro_batch_loss` reads logits only. Other losses may read tokens.
-    reads_tokens = loss is not micro_batch_loss or run.reduction.method.loss is not None
+    reads_tokens = (
+        loss is not micro_batch_loss or config.reduction.method.loss is not None
+    )
     axis_name = parallel.DEVICE_AXIS
     model = model.with_execution(head_only=not reads_tokens, axis_name=axis_name)
     num_micro_batches, num_images = batch["label"].shape
@@ -152,24 +156,25 @@ def train_step(
 
         # Prepare. Draws depend on positions in the global batch, not on the devices.
         positions = parallel.micro_batch_positions(num_images, index)
-        draw_keys = functools.partial(sample_keys, run.seed, state.step, positions)
+        draw_keys = functools.partial(sample_keys, config.seed, state.step, positions)
         draw_augment_keys = functools.partial(draw_keys, Purpose.AUGMENT)
         images = pipeline.augment_batch(
             micro_batch["image"],
-            run.augment,
+            config.augment,
             model.config.mean,
             model.config.std,
             draw_augment_keys,
         )
-        smoothing = run.label_smoothing
-        targets = mixup.soft_targets(micro_batch["label"], run.num_classes, smoothing)
+        targets = mixup.soft_targets(
+            micro_batch["label"], config.num_classes, config.label_smoothing
+        )
 
         # Mix image i with image B - 1 - i of the micro-batch over all devices. The key
         # is equal on all of them, because a micro-batch is mixed as a whole.
-        step_mix_key = batch_key(run.seed, state.step, Purpose.MIX)
+        step_mix_key = batch_key(config.seed, state.step, Purpose.MIX)
         mix_key = jax.random.fold_in(step_mix_key, index)
         height, width = images.shape[1:3]
-        mix = mixup.draw_mix(mix_key, height, width, run)
+        mix = mixup.draw_mix(mix_key, height, width, config)
         if mix is not None:
             partners = parallel.reverse_batch((images, targets))
             images, targets = mixup.mix_batch(mix, (images, targets), partners)
@@ -191,29 +196,31 @@ def train_step(
                 mutable=["batch_stats"],
             )
             micro_loss, terms = loss(
-                outputs, teacher_outputs, targets, run, model, state.step
+                outputs, teacher_outputs, targets, config, model, state.step
             )
+            # Flax returns no collection that the model lacks: only a conv stem has it.
             new_stats = new_variables.get("batch_stats", {})
             return micro_loss, (outputs.logits, new_stats, terms)
 
         (micro_loss, (logits, batch_stats, terms)), micro_grads = jax.value_and_grad(
             student_loss, has_aux=True
         )(state.params)
-        if clash := set(terms) & set(STEP_METRICS):
-            raise InputError(f"loss has a term {min(clash)!r}, as each step does")
+        if taken_names := set(terms) & set(STEP_METRICS):
+            raise InputError(f"loss has a term {min(taken_names)!r}, as each step does")
         grads = jax.tree.map(
-            lambda grad_sum, g: grad_sum + g / num_micro_batches, grads, micro_grads
+            lambda mean, grad: mean + grad / num_micro_batches, grads, micro_grads
         )
 
         # Add up the metrics. A mixed image counts as the image with the larger share.
         labels = jnp.argmax(targets, axis=-1)
 
-        def count_right(k):
-            return jnp.sum(correct_at(logits, labels, k), dtype=jnp.float32)
+        def count_right(num_guesses):
+            is_right = correct_at(logits, labels, num_guesses)
+            return jnp.sum(is_right, dtype=jnp.float32)
 
         micro_sums = {
             "acc1": count_right(1),
-            "acc5": count_right(min(5, run.num_classes)),
+            "acc5": count_right(min(5, config.num_classes)),
             "loss": micro_loss * num_images,
             "samples": jnp.float32(num_images),
             "skipped": jnp.float32(0),
@@ -221,28 +228,29 @@ def train_step(
         metric_sums = jax.tree.map(jnp.add, metric_sums, micro_sums)
         return (batch_stats, grads, metric_sums), terms
 
+    # Gradients, and metric sums with the window's fields, begin at 0.
     zeros = jax.tree.map(jnp.zeros_like, (state.params, state.window))
     carry = (state.batch_stats, *zeros)
     inputs = (batch, jnp.arange(num_micro_batches, dtype=jnp.int32))
-    if num_micro_batches == 1:
-        only_inputs = jax.tree.map(lambda x: x[0], inputs)
+    if num_micro_batches == 1:  # no loop; [0] is the micro-batch axis
+        only_inputs = jax.tree.map(lambda array: array[0], inputs)
         carry, terms = add_micro_batch(carry, only_inputs)
     else:
         carry, terms = jax.lax.scan(add_micro_batch, carry, inputs)
     batch_stats, grads, metric_sums = carry
 
     # Exchange.
-    if jax.lax.axis_size(parallel.DEVICE_AXIS) > 1:
+    if jax.lax.axis_size(axis_name) > 1:
         # Without the barrier XLA joins the gradients' exchange to the earlier exchange
         # of batch statistics. The stem's backward pass would then wait for megabytes
         # instead of a few numbers.
         grads, metric_sums, terms = jax.lax.optimization_barrier(
             (grads, metric_sums, terms)
         )
-    grads = jax.lax.pmean(grads, parallel.DEVICE_AXIS)
-    metric_sums = jax.lax.psum(metric_sums, parallel.DEVICE_AXIS)
-    mean_terms = jax.tree.map(jnp.mean, terms)
-    terms = jax.lax.pmean(mean_terms, parallel.DEVICE_AXIS)
+    grads = jax.lax.pmean(grads, axis_name)
+    metric_sums = jax.lax.psum(metric_sums, axis_name)
+    # A scan's terms have an axis of micro-batches.
+    terms = jax.lax.pmean(jax.tree.map(jnp.mean, terms), axis_name)
     mean_loss = metric_sums["loss"] / metric_sums["samples"]
     grad_norm = global_norm(grads)
     is_finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
@@ -250,7 +258,7 @@ def train_step(
     # Count the step. A window starts after a logged step.
     skipped_sums = dict.fromkeys(metric_sums, 0.0) | {"skipped": 1.0}
     step_sums = optax.tree.where(is_finite, metric_sums, skipped_sums)
-    starts_window = state.step % run.log_every_steps == 0
+    starts_window = state.step % config.log_every_steps == 0
 
     def add_step(window_sum, step_sum):
         return jnp.where(starts_window, step_sum, window_sum + step_sum)
@@ -266,7 +274,7 @@ def train_step(
     ema = state.ema
     if ema is not None:
         variables = {"params": params, "batch_stats": batch_stats}
-        ema = moving_average(ema, variables, run.ema_decay)
+        ema = moving_average(ema, variables, config.ema_decay)
     new_state = TrainState(
         step=state.step + 1,
         params=optax.tree.where(is_finite, params, state.params),

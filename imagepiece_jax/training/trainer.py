@@ -44,7 +44,9 @@ from imagepiece_jax.training.train_step import (
 def train_and_evaluate(
     config: RunConfig, workdir: str | os.PathLike, dry_run: bool = False
 ) -> dict | None:
-    """Train a config in `workdir`, or resume it; a complete run is only reported.
+    """Train a config in `workdir`, or resume it.
+
+    A run whose last step is saved prints its results again.
 
     dry_run: print token counts, cost and memory, and write nothing
     Returns the metrics of the last evaluation; None for a dry run.
@@ -92,15 +94,15 @@ class RunSetup:
 
     def changes_program(self, step: int) -> bool:
         """Whether `step` needs a new program: its epoch has other token counts."""
-        # Only a keep rate by epoch changes the counts between epochs.
-        epochs = self.find_epoch(step - 1), self.find_epoch(step)
+        epochs = [self.find_epoch(step - 1), self.find_epoch(step)]
         if epochs[0] == epochs[1]:
             return False
-        counts_before, counts = (
-            [layer.counts for layer in self.config.create_train_model(epoch).plan]
-            for epoch in epochs
-        )
-        return counts_before != counts
+        # Only a keep rate by epoch changes the counts between epochs.
+        counts_by_epoch = []
+        for epoch in epochs:
+            plan = self.config.create_train_model(epoch).plan
+            counts_by_epoch.append([layer.counts for layer in plan])
+        return counts_by_epoch[0] != counts_by_epoch[1]
 
 
 def set_up_run(config: RunConfig, workdir: AnyPath, dry_run: bool = False) -> RunSetup:
@@ -111,8 +113,8 @@ def set_up_run(config: RunConfig, workdir: AnyPath, dry_run: bool = False) -> Ru
     """
     workdir = pathlib.Path(workdir)
     with parallel.shared_errors():
-        weights = InitialWeights(config, workdir)
-        full_config = weights.complete_config().with_counts()
+        initial_weights = InitialWeights(config, workdir)
+        full_config = initial_weights.complete_config().with_counts()
         placement = parallel.process_placement(full_config.grad_accum_steps)
         model = full_config.create_model()
         dense_model = full_config.create_dense_model()
@@ -120,7 +122,14 @@ def set_up_run(config: RunConfig, workdir: AnyPath, dry_run: bool = False) -> Ru
         steps_per_epoch = data.length.steps_per_epoch
         lr_schedule, optimizer = create_optimizer(full_config, steps_per_epoch)
     return RunSetup(
-        workdir, full_config, model, dense_model, data, lr_schedule, optimizer, weights
+        workdir=workdir,
+        config=full_config,
+        model=model,
+        dense_model=dense_model,
+        data=data,
+        lr_schedule=lr_schedule,
+        optimizer=optimizer,
+        initial_weights=initial_weights,
     )
 
 
@@ -159,7 +168,7 @@ class Run:
         config = setup.config
         step_function = functools.partial(
             train_step,
-            run=config,
+            config=config,
             model=config.create_train_model(epoch),
             optimizer=setup.optimizer,
             lr_schedule=setup.lr_schedule,
@@ -169,9 +178,9 @@ class Run:
         program = parallel.pmap(
             step_function, donate_argnums=(0,), program_name="training step"
         )
-        devices_and_parts = (parallel.device_count(), config.grad_accum_steps)
-        micro_batch_size = config.batch_size // math.prod(devices_and_parts)
-        abstract_batch = batch_shapes(config, (*devices_and_parts, micro_batch_size))
+        batch_axes = (parallel.device_count(), config.grad_accum_steps)
+        micro_batch_size = config.batch_size // math.prod(batch_axes)
+        abstract_batch = batch_shapes(config, (*batch_axes, micro_batch_size))
         program.compile(self.state, abstract_batch, self.teacher_variables)
         return program
 
@@ -195,7 +204,7 @@ def open_run(setup: RunSetup, dry_run: bool = False) -> Iterator["Run"]:
                 stack.enter_context(files.locked_folder("workdir", setup.workdir))
             run = _begin_run(setup)
             if parallel.is_main() and not dry_run:  # nothing is written before
-                class_names = setup.data.train.class_names
+                class_names = setup.data.train_source.class_names
                 run_dir.record_start(setup.workdir, config_fields, class_names)
         yield run
 
@@ -205,16 +214,15 @@ def _begin_run(setup):
     # Process 0 looks, because a network file system may show other processes less.
     resumes = parallel.share_main_decision(lambda: run_dir.has_steps(setup.workdir))
     initial_weights = setup.initial_weights
-    initial_weights.check_classes(setup.data.train.class_names, resumes)
+    initial_weights.check_classes(setup.data.train_source.class_names, resumes)
     teacher, teacher_variables = create_teacher(
         setup.config, setup.dense_model, initial_weights
     )
     make_state = functools.partial(
         init_state, optimizer=setup.optimizer, with_ema=setup.config.ema_decay > 0
     )
-    if resumes:  # only shapes, because the checkpoint has the values
-        state = jax.eval_shape(make_state, variable_shapes(setup.model))
-    else:
+    state = None
+    if not resumes:
         state = jax.jit(make_state)(initial_weights.make_initial_variables(setup.model))
     initial_weights.free_weights()  # frees host memory for the training
     progress = RunProgress(
@@ -224,7 +232,9 @@ def _begin_run(setup):
     )
     step = 0
     if resumes:
-        state, saved_fields, step = checkpoints.restore(state)
+        # Only shapes, because the checkpoint has the values.
+        abstract_state = jax.eval_shape(make_state, variable_shapes(setup.model))
+        state, saved_fields, step = checkpoints.restore(abstract_state)
         sentences = {
             "digest": "config.data.name has other images",
             "teacher": "config.teacher.weights is another teacher",
@@ -233,8 +243,8 @@ def _begin_run(setup):
         }
         for field, sentence in sentences.items():
             if saved_fields.get(field) != getattr(progress, field):
-                earlier = f"{setup.workdir}; {run_dir.CHOOSE_OTHER_WORKDIR}"
-                raise InputError(f"{sentence} than the run in {earlier}")
+                place = f"{setup.workdir}; {run_dir.CHOOSE_OTHER_WORKDIR}"
+                raise InputError(f"{sentence} than the run in {place}")
         progress = RunProgress(**saved_fields)
     job.check_same_start(step, (state, teacher_variables))
     state, teacher_variables = parallel.replicate((state, teacher_variables))
@@ -244,7 +254,7 @@ def _begin_run(setup):
 def evaluate_run(run: Run, eval_step: accuracy.EvalStep, log: RunLog) -> RunProgress:
     """Evaluate the run between two steps; return its new RunProgress."""
     log.flush()
-    # Weights and averages are evaluated in one pass over the images.
+    # Weights [0] and averages [1] are evaluated in one pass over the images.
     variables_of_models = [run.state.variables]
     if run.state.ema is not None:
         variables_of_models.append(run.state.ema)
@@ -258,7 +268,7 @@ def evaluate_run(run: Run, eval_step: accuracy.EvalStep, log: RunLog) -> RunProg
     log.write_evaluation(run.step, metrics)
     log.restart_clock()
     # A test split chooses no checkpoint.
-    may_choose = data.val.split != "test"
+    may_choose = data.val_source.split != "test"
     return run.progress.with_evaluation(run.step, metrics, may_choose)
 
 

@@ -1,5 +1,6 @@
 """PNG figure of one image under one method: its tokens after every step."""
 
+import math
 import os
 import pathlib
 import re
@@ -27,7 +28,8 @@ def write_figure(
     The first row has the input, titled `name`, and its tokens; the second row has the
     token sizes. A soft reduction's tokens overlap, and are not painted.
     """
-    factor = max(1, -(-token_pictures.LEAST_PANEL // image.shape[0]))
+    # Enlarged by a whole factor, so that patches keep whole pixels.
+    factor = max(1, math.ceil(token_pictures.LEAST_PANEL / image.shape[0]))
     enlarged_image = image.repeat(factor, 0).repeat(factor, 1)
     panels = {(0, 0): (name, enlarged_image, f"{trace.num_patches} patches")}
     column = 0
@@ -39,11 +41,11 @@ def write_figure(
         picture = token_pictures.paint_tokens(
             enlarged_image, token_of_patch, trace.grid
         )
-        note = counted_noun(stage.num_tokens, "token")
-        panels[0, column] = (stage.title, picture, note)
-        shares, note = size_shares(stage.sizes[index], token_of_patch)
+        count_text = counted_noun(stage.num_tokens, "token")
+        panels[0, column] = (stage.title, picture, count_text)
+        shares, size_text = size_shares(stage.sizes[index], token_of_patch)
         picture = token_pictures.paint_values(enlarged_image, shares, trace.grid)
-        panels[1, column] = (f"sizes, {stage.title}", picture, note)
+        panels[1, column] = (f"sizes, {stage.title}", picture, size_text)
     caption = FIGURE_CAPTION if column else ""
     token_pictures.write_panel_page(path, panels, caption)
 

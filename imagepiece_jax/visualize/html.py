@@ -50,7 +50,7 @@ def check_page_writable(folder: pathlib.Path) -> None:
 
 def write_page(
     folder: pathlib.Path,
-    models: Sequence[Pretrained],
+    variants: Sequence[Pretrained],
     images: UInt8[np.ndarray, "images height width 3"],
     names: Sequence[str],
     weights_name: str,
@@ -58,7 +58,7 @@ def write_page(
 ) -> Iterator[str]:
     """Write page, figures and data for images under a model's reductions.
 
-    models: one per reduction, with equal weights
+    variants: the model with each reduction
     blocks: blocks to show; empty: all
     Yields a line per reduction, and a line about the files.
     """
@@ -68,25 +68,27 @@ def write_page(
     traces = []
     for earlier_figure in figure_folder.glob("[0-9]*_*.png"):
         earlier_figure.unlink()
-    for vit in models:
-        trace = tracing.trace_tokens(vit.model, vit.variables, images)
+    for variant in variants:
+        trace = tracing.trace_tokens(variant.model, variant.variables, images)
         traces.append(trace)
-        label = vit.label
-        method = {"label": label, "setting": str(vit.reduction), "gmacs": vit.gmacs}
-        methods.append(method)
+        label = variant.label
+        method_fields = {"label": label, "setting": str(variant.reduction)}
+        methods.append(method_fields | {"gmacs": variant.gmacs})
         # Like the model, figures leave out incomplete patches, at the far edges.
-        height, width = (vit.config.patch_size * side for side in trace.grid)
+        height, width = (variant.config.patch_size * side for side in trace.grid)
         shown_images = images[:, :height, :width]
-        stages = tuple(s for s in trace.stages if not blocks or s.block in blocks)
-        shown_trace = dataclasses.replace(trace, stages=stages)
+        stages = [
+            stage for stage in trace.stages if not blocks or stage.block in blocks
+        ]
+        shown_trace = dataclasses.replace(trace, stages=tuple(stages))
         for index, name in enumerate(with_progress_bar(names, f"figures of {label}")):
             path = figure_folder / figure.figure_name(index, name, label)
             figure.write_figure(path, shown_images[index], name, shown_trace, index)
         tokens_text = counted_noun(trace.num_tokens, "token")
         yield f"{label}: {trace.num_patches} patches, {tokens_text} at the end"
     data_file = tracing.write_traces(folder, names, methods, traces)
-    html_text = render_page(names, methods, traces, weights_name, models[0].class_names)
-    files.replace_file(folder / "index.html", html_text)
+    page = render_page(names, methods, traces, weights_name, variants[0].class_names)
+    files.replace_file(folder / "index.html", page)
     yield f"page: {folder}/index.html; figures: {figure_folder}; data: {data_file}"
 
 

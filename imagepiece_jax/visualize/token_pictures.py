@@ -58,12 +58,14 @@ def paint_tokens(image: RgbPixels, token_of_patch: TokenMap, grid: Grid) -> RgbP
     outline_pixels = _expand_to_pixels(outline_colors(token_of_patch, grid), image)
     mean_pixels = _expand_to_pixels(mean_colors(image, token_of_patch, grid), image)
     pixels = image.astype(np.float32)
+    # [..., None] is an axis for the colors.
     is_kept = (token_of_pixel >= 0)[..., None]
     colored_pixels = _mix_colors(pixels, mean_pixels, _MEAN_SHARE)
     filled_pixels = np.where(is_kept, colored_pixels, _fade_to_stripes(pixels))
     is_merged_patch = (_same_token(token_of_patch).sum(axis=1) > 1).reshape(grid)
     is_merged = _expand_to_pixels(is_merged_patch, image)[..., None]
     is_pale = is_kept & ~is_merged & _token_border(token_of_pixel, 1)[..., None]
+    # White on dark pixels, black on bright pixels.
     contrast_color = np.where(filled_pixels.mean(axis=-1, keepdims=True) < 128, 255, 0)
     pale_pixels = _mix_colors(filled_pixels, contrast_color, _PALE_SHARE)
     is_bright = is_kept & is_merged & _token_border(token_of_pixel, 2)[..., None]
@@ -89,9 +91,10 @@ def mean_colors(image: RgbPixels, token_of_patch: TokenMap, grid: Grid) -> Patch
     """Mean color of every patch's token."""
     height, width = image.shape[:2]
     num_rows, num_columns = grid
-    sides = (num_rows, height // num_rows, num_columns, width // num_columns)
-    patches = image.reshape(*sides, 3)
-    patch_means = patches.astype(np.float64).mean(axis=(1, 3)).reshape(-1, 3)
+    # Axes 1 and 3 are the rows and columns of a patch's pixels.
+    axes = (num_rows, height // num_rows, num_columns, width // num_columns, 3)
+    pixels_by_patch = image.reshape(axes).astype(np.float64)
+    patch_means = pixels_by_patch.mean(axis=(1, 3)).reshape(-1, 3)
     same_token = _same_token(token_of_patch)
     token_means = same_token @ patch_means / same_token.sum(axis=1, keepdims=True)
     return token_means.reshape(num_rows, num_columns, 3).astype(np.float32)
@@ -108,6 +111,7 @@ def paint_values(
 
     image = np.asarray(image)
     value_grid = np.asarray(patch_values).reshape(grid)
+    # An axis for the colors; the color map's last color is alpha.
     is_dropped = _expand_to_pixels(np.isnan(value_grid), image)[..., None]
     patch_colors = colormaps["viridis"](np.nan_to_num(value_grid), bytes=True)
     pixel_colors = _expand_to_pixels(patch_colors[..., :3], image)
@@ -174,8 +178,8 @@ def _mix_colors(below, above, share):
 
 def _fade_to_stripes(pixels):
     """Stripes over the faintly visible gray image."""
-    y, x = np.indices(pixels.shape[:2])
-    stripes = _STRIPE_COLORS[(x + y) // _STRIPE_WIDTH % 2]
+    rows, columns = np.indices(pixels.shape[:2])
+    stripes = _STRIPE_COLORS[(rows + columns) // _STRIPE_WIDTH % 2]
     return _mix_colors(pixels.mean(axis=-1, keepdims=True), stripes, _FADED_SHARE)
 
 

@@ -80,11 +80,12 @@ def trace_tokens(
     stages = []
     remaining_maps = iter(token_maps)
     for block, block_plan in enumerate(model.plan):
-        if not block_plan.counts or block_plan.step is None:
+        if not block_plan.counts or block_plan.step is None:  # removes nothing
             continue
         token_of_patch = next(remaining_maps, None)
-        place = (block, block_plan.step.site, block_plan.counts.n_out)
-        stages.append(Stage(*place, token_of_patch))
+        num_tokens = block_plan.counts.n_out
+        stage = Stage(block, block_plan.step.site, num_tokens, token_of_patch)
+        stages.append(stage)
         if token_of_patch is None:  # later tokens have no place in the image
             break
     return Trace(

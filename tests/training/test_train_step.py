@@ -63,7 +63,7 @@ def make_step(recipe=None, optimizer=None, drop_path_rate=0.0, **fields):
     variables = small_runs.draw_untrained(model, seed=0)
     state = init_state(variables, optimizer, recipe.ema_decay > 0)
     step = functools.partial(
-        train_step, model=model, optimizer=optimizer, lr_schedule=rate, run=recipe
+        train_step, model=model, optimizer=optimizer, lr_schedule=rate, config=recipe
     )
     return step, parallel.replicate(state)
 

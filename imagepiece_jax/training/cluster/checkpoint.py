@@ -41,8 +41,10 @@ class RunProgress:
         if metrics["acc1"] > best["acc1"] or not may_choose:
             best = {"acc1": metrics["acc1"], "step": step}
         # Times stay out, so that all runs of one config have equal checkpoints.
-        last = {k: v for k, v in metrics.items() if k not in CLOCKED_METRICS}
-        return dataclasses.replace(self, best=best, last=last)
+        last_metrics = metrics.copy()
+        for name in CLOCKED_METRICS:
+            last_metrics.pop(name, None)
+        return dataclasses.replace(self, best=best, last=last_metrics)
 
 
 class Checkpoints:
@@ -68,8 +70,9 @@ class Checkpoints:
                 folder = self._root / kind
                 manager = checkpoints.open_steps(folder, NUM_KEPT, keep_every)
                 # They are damaged, or abandoned by a resume from an earlier step.
-                for later_step in [s for s in manager.all_steps() if s >= step]:
-                    manager.delete(later_step)
+                for saved_step in manager.all_steps():
+                    if saved_step >= step:
+                        manager.delete(saved_step)
                 self._managers[kind] = manager
             checkpoints.start_saving(self._managers[kind], step, state, metadata)
 
@@ -84,7 +87,7 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until everything is on disk."""
         with self._explained_errors():
-            while self._managers:
+            while self._managers:  # a manager that fails is not closed again
                 _, manager = self._managers.popitem()
                 manager.close()
 

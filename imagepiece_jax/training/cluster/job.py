@@ -113,16 +113,17 @@ def check_device_counts() -> None:
 def check_same_settings(dry_run: bool, config: dict, model: ViT, data: RunData) -> None:
     """Raise InputError if the processes of a run disagree on their settings."""
     fields = encode_fields(config)
-    shared_fields = {f"config.{n}": fields[n] for n in fields if n not in HOST_FIELDS}
-    class_names = json.dumps(data.train.class_names).encode()
+    for name in HOST_FIELDS:
+        del fields[name]
+    class_names = json.dumps(data.train_source.class_names).encode()
     parallel.check_same_values(
         {
             "dry_run": dry_run,
-            **shared_fields,
+            **{f"config.{name}": value for name, value in fields.items()},
             # "auto" depends on the devices.
             "config.model.attention as resolved here": model.execution.attention_impl,
-            "the count of training images": len(data.train),
-            "the count of validation images": len(data.val),
+            "the count of training images": len(data.train_source),
+            "the count of validation images": len(data.val_source),
             "the checksum of the names of the classes": zlib.crc32(class_names),
         }
     )
@@ -147,15 +148,15 @@ def stop_signals() -> Iterator[Callable[[int], int]]:
     All processes call it after every step, and stop after the same step.
     """
     if jax.process_count() == 1:
-        with signals.noted_signals() as noted:
-            yield lambda step: noted[0] if noted else 0
+        with signals.noted_signals() as received_signals:
+            yield lambda step: received_signals[0] if received_signals else 0
         return
 
     # JAX handles SIGTERM itself, and tells the other processes.
-    def pass_on(signum, frame):
+    def raise_sigterm(signum, frame):
         signal.raise_signal(signal.SIGTERM)
 
-    others = [s for s in signals.STOP_SIGNALS if s != signal.SIGTERM]
-    with signals.handled_signals(pass_on, others):
+    other_signals = {*signals.STOP_SIGNALS} - {signal.SIGTERM}
+    with signals.handled_signals(raise_sigterm, other_signals):
         reaches_stop = multihost_utils.reached_preemption_sync_point
         yield lambda step: signal.SIGTERM if reaches_stop(step) else 0

@@ -5,6 +5,7 @@ only `MAY_CHANGE`. `run.json` has an entry per start. `classes.json` has the cla
 by label, if the data has names.
 """
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -64,8 +65,9 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
     config_path = pathlib.Path(workdir) / CONFIG_FILE
     if not has_steps(workdir):  # another config can start here
         is_run = config_path.with_name(RUN_FILE).exists()
-        is_other = config_path.exists() and not is_run
-        refuse_any((is_other, f"{config_path} is not a run's; {CHOOSE_OTHER_WORKDIR}"))
+        is_foreign = config_path.exists() and not is_run
+        problem = f"{config_path} is not a run's; {CHOOSE_OTHER_WORKDIR}"
+        refuse_any((is_foreign, problem))
         return
     old_fields = encode_fields(read_run_file(config_path))
     new_fields = encode_fields(config)
@@ -95,7 +97,7 @@ def record_start(
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": sys.argv,
         "python": platform.python_version(),
-        "devices": [str(d.device_kind) for d in parallel.local_devices()],
+        "devices": [device.device_kind for device in parallel.local_devices()],
         "libraries": {name: importlib.metadata.version(name) for name in KEY_LIBRARIES},
     }
     starts.append(start)
@@ -110,5 +112,6 @@ def record_start(
 def encode_fields(config: dict) -> dict[str, str]:
     """Flatten a config to {"a.b": "1"}: as JSON text, 1, 1.0 and true differ."""
     fields = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
-    # Only an empty group is no JSON value.
-    return {n: json.dumps(value, default=lambda _: {}) for n, value in fields.items()}
+    # An empty group, the only value that JSON does not have, becomes {}.
+    encode = functools.partial(json.dumps, default=lambda _: {})
+    return {name: encode(value) for name, value in fields.items()}
