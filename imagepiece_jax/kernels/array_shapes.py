@@ -6,6 +6,7 @@ TokenValues = Float[Array, "batch tokens"]
 TokenFlags = Bool[Array, "batch tokens"]
 TokenIndices = Int[Array, "batch tokens"]
 TokenRows = Float[Array, "batch tokens dim"]
+TokenPairs = Float[Array, "batch tokens tokens"]
 AllRows = Float[Array, "batch all_tokens dim"]  # the prefix, then the image tokens
 TokenHeads = Float[Array, "batch tokens heads head_dim"]
 QueryHeads = Float[Array, "batch queries heads head_dim"]

@@ -96,14 +96,10 @@ def merge_tokens(
         slot_sums = assignment.sum_slots(values[:, num_prefix:].astype(jnp.float32))
         return jnp.concatenate([values[:, :num_prefix], slot_sums], axis=1)
 
-    if (
-        assignment.merges
-        or assignment.weight is not None
-        or choice.uses_reference_forms()
-    ):
+    only_leave = not assignment.merges and assignment.weight is None
+    if choice.uses_reference_forms() or not only_leave:
         rows = mix_tokens(x, assignment.slot_matrix(size[:, num_prefix:]))
-    else:
-        # Tokens only leave: rows and sizes are those of each slot's single token.
+    else:  # rows and sizes are those of each slot's single token
         tokens = ranking.invert_order(assignment.slot_of_token, assignment.n_out)
         prefix = jnp.broadcast_to(np.arange(num_prefix), (x.shape[0], num_prefix))
         tokens = jnp.concatenate([prefix, tokens + num_prefix], axis=1)

@@ -71,11 +71,7 @@ _layer_norm_from_input.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 @onnx_op
 def layer_norm(
-    x: AnyRows,
-    scale: FeatureParams,
-    bias: FeatureParams,
-    dtype: jnp.dtype,
-    eps: float = 1e-6,
+    x: AnyRows, scale: FeatureParams, bias: FeatureParams, dtype: jnp.dtype, eps: float
 ) -> AnyRows:
     """(x - mean) / std * scale + bias over the last axis (Ba et al. 2016).
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels import choice
-from imagepiece_jax.kernels.array_shapes import AllRows, TokenRows
+from imagepiece_jax.kernels.array_shapes import AllRows, TokenPairs, TokenRows
 
 
 def unit_vectors(
@@ -51,9 +51,7 @@ def cosine_similarity(
     return product * inverse_lengths[:, :, None] * inverse_lengths[:, None, :]
 
 
-def all_cosines(
-    x: TokenRows, all_x: AllRows | None = None
-) -> Float[Array, "batch tokens tokens"]:
+def all_cosines(x: TokenRows, all_x: AllRows | None = None) -> TokenPairs:
     """Cosines of all image tokens, without a gradient.
 
     all_x: the same tokens with the prefix in front; None: x alone
@@ -89,7 +87,7 @@ def side_cosines(
     return cosines[:, first_token::2, 1 - first_token :: 2]
 
 
-def squared_distances(x: TokenRows) -> Float[Array, "batch tokens tokens"]:
+def squared_distances(x: TokenRows) -> TokenPairs:
     """Squared distances of all token pairs.
 
     Distances beyond float32 become its largest number.

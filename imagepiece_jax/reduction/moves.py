@@ -19,7 +19,7 @@ from imagepiece_jax.reduction.state import Assignment, Masking, Mixing, TokenSta
 def apply_result(
     state: TokenState, result: Assignment | Mixing | Masking
 ) -> TokenState:
-    """Apply a reducer's result (Assignment, Mixing or Masking) to a TokenState.
+    """Apply a reducer's result to the tokens.
 
     The prefix stays in front. An Assignment's slots get weighted means (or sums) of
     features, sums of sizes, and mean coordinates over patches.

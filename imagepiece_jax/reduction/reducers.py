@@ -195,9 +195,7 @@ def shift_shares(
 
 
 def uniqueness_scores(
-    key: Float[Array, "batch tokens head_dim"],
-    margin: float,
-    live_mask: TokenValues | None = None,
+    key: TokenRows, margin: float, live_mask: TokenValues | None = None
 ) -> TokenValues:
     """Score tokens by 1 - energy (PiToMe), float32 shares with sum 1 (0: none live).
 

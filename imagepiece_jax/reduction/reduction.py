@@ -108,15 +108,18 @@ class Reduction:
             name = str(field_values.pop("macs"))
         texts = [name]
         for field_name, value in field_values.items():
-            value_text = (
-                value if isinstance(value, str) else repr(value).replace(" ", "")
-            )
-            texts.append(f"{field_name}={value_text}")
+            text = value if isinstance(value, str) else repr(value).replace(" ", "")
+            texts.append(f"{field_name}={text}")
         return ":".join(texts)
 
     @property
     def name(self) -> str:
-        return methods.method_name(self.method)
+        """The method's name in METHODS; otherwise its class name."""
+        method_class = type(self.method)
+        module_name = method_class.__module__.rpartition(".")[2]
+        METHODS.get(module_name)  # imports only this class
+        names = (name for name, value in METHODS.data.items() if value is method_class)
+        return next(names, method_class.__name__)
 
 
 ReductionLike = Reduction | Method | str | float | None

@@ -65,11 +65,3 @@ def find_method(name: str) -> type[Method] | None:
             except (ImportError, AttributeError) as error:
                 raise InputError(f"method {name}: {error}") from error
     return METHODS.get(name)
-
-
-def method_name(method: Method) -> str:
-    """Name of a method in METHODS; otherwise its class name."""
-    method_class = type(method)
-    METHODS.get(method_class.__module__.rpartition(".")[2])  # imports only this class
-    names = (name for name, value in METHODS.data.items() if value is method_class)
-    return next(names, method_class.__name__)

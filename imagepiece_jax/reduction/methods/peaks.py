@@ -12,9 +12,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from imagepiece_jax.kernels.array_shapes import TokenValues
+from imagepiece_jax.kernels.array_shapes import TokenPairs, TokenValues
 from imagepiece_jax.kernels.merging import LEAST_WEIGHT
 from imagepiece_jax.kernels.ranking import distance_to_higher, rank_tokens
 from imagepiece_jax.kernels.similarity import all_cosines
@@ -51,9 +50,7 @@ class KeepPeaks(Ranking):
         )
 
 
-def peak_values(
-    score: TokenValues, cosines: Float[Array, "batch tokens tokens"]
-) -> TokenValues:
+def peak_values(score: TokenValues, cosines: TokenPairs) -> TokenValues:
     """Multiply token scores by the distance to higher-scored tokens."""
     return score * distance_to_higher(cosines, score)
 

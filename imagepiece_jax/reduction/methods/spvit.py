@@ -64,8 +64,7 @@ class Selector(nn.Module, MaskingReducer):
         num_heads = head_features.shape[2]
         make_dense = functools.partial(nn.Dense, kernel_init=token_selector.DENSE_INIT)
         head_means = jnp.mean(head_features, axis=-1, dtype=jnp.float32)
-        hidden = make_dense(max(1, num_heads // 2), name="vote_in")(head_means)
-        hidden = gelu(hidden)
+        hidden = gelu(make_dense(max(1, num_heads // 2), name="vote_in")(head_means))
         votes = make_dense(num_heads, name="vote_out")(hidden)
         # sigmoid(v) / sum sigmoid(v) of votes v, even where all sigmoids underflow
         return jax.nn.softmax(jax.nn.log_sigmoid(votes))
