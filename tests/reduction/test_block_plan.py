@@ -1,11 +1,7 @@
 import pytest
 
 from imagepiece_jax.reduction import block_plan
-from imagepiece_jax.reduction.block_plan import (
-    KeepShare,
-    MergeCandidates,
-    RemoveCount,
-)
+from imagepiece_jax.reduction.block_plan import KeepShare, MergeCandidates, RemoveCount
 from imagepiece_jax.reduction.reducers import Reducer
 from tests.helpers import oracles
 from tests.helpers.refused_calls import refused

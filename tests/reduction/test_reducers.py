@@ -20,7 +20,7 @@ from imagepiece_jax.reduction.methods.peaks import KeepPeaks
 from imagepiece_jax.reduction.reducers import Bipartite, TopK
 from imagepiece_jax.reduction.state import ReducerInputs, initial_state
 from tests.helpers import oracles, tiny_vit
-from tests.helpers.reduction_steps import apply, decide, vectors
+from tests.helpers.reduction_steps import decide
 from tests.helpers.rounding import assert_close
 
 
@@ -51,30 +51,6 @@ def tied_images(n, seed=0):
 
 def fills_every_slot(slots, n_out):
     return all(set(row.tolist()) - {DROPPED} == set(range(n_out)) for row in slots)
-
-
-ATTENTION = [0.20, 0.05, 0.15, 0.02, 0.12, 0.04, 0.10, 0.03, 0.01, 0.18]
-(CIRCLE,) = vectors([5, 30, 80, 33, 60, 70, 20, 75, 28, 0])
-
-
-@pytest.mark.parametrize(
-    "candidates, merges, values, sizes",
-    [
-        # A = 6 5 3, B = 1 7 8: 6 joins 8, 5 joins 7, 3 joins 1
-        (6, 3, [0, 2, 2, 4, 6, 7, 9], [1, 2, 1, 1, 2, 2, 1]),
-        # A = 7 8, B = 3: only 8 joins
-        (3, 1, [0, 1, 2, 5.5, 4, 5, 6, 7, 9], [1, 1, 1, 2, 1, 1, 1, 1, 1]),
-    ],
-)
-def test_imagepiece_merges_by_hand(candidates, merges, values, sizes):
-    counts = StepCounts(n_in=10, n_out=10 - merges, candidates=candidates)
-    result = decide(Retokenize(), make_inputs([ATTENTION], [CIRCLE]), counts)
-    # The class token is -1, then token i is i.
-    x = np.arange(-1.0, 10.0, dtype=np.float32)[None, :, None]
-    moved = apply(initial_state(x), result)
-    assert_close(moved.x[0, :, 0], [-1, *values], units=8)
-    assert moved.size[0].tolist() == [1, *sizes]
-    assert result.by_size
 
 
 @functools.partial(tiny_vit.compiled, static_argnums=1)

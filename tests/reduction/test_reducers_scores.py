@@ -8,11 +8,7 @@ from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.attention import AttentionPool
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.reducers import (
-    Ranking,
-    shift_shares,
-    uniqueness_scores,
-)
+from imagepiece_jax.reduction.reducers import Ranking, shift_shares, uniqueness_scores
 from imagepiece_jax.reduction.state import ReducerInputs, initial_state
 from tests.helpers import named_models, oracles, tiny_vit
 from tests.helpers.rounding import assert_close

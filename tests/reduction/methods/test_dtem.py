@@ -12,11 +12,7 @@ from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.models import create
 from imagepiece_jax.reduction.methods import dtem
 from tests.helpers import named_models, tiny_vit
-from tests.reduction.test_methods_published import (
-    authors_arrays,
-    embedding,
-    load_deit,
-)
+from tests.reduction.test_methods_published import authors_arrays, embedding, load_deit
 
 
 @pytest.mark.slow

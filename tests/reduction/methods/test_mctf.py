@@ -2,33 +2,13 @@ import numpy as np
 import pytest
 
 from imagepiece_jax.reduction import contract
-from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
+from imagepiece_jax.reduction.block_plan import plan_blocks
 from imagepiece_jax.reduction.methods.mctf import MCTF, Fusion
 from imagepiece_jax.reduction.methods.token_pooling import TokenPooling
-from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests.helpers import oracles, tiny_vit
 from tests.helpers.named_models import facts
-from tests.helpers.reduction_steps import apply, decide, vectors
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
-
-
-def test_fusion_by_hand():
-    """Groups, features and sizes. The class token is first."""
-    x = vectors([0, 10, 30, 35, 60, 70, 80, 160], [1, 1, 1, 2, 1, 1, 1, 1])
-    size = np.float32([[1, 1, 2, 1, 1, 4, 1, 1]])
-    row = np.exp(np.float32([0, 0.5, -0.5, 1, 0, -0.2, 0.3, -1]))
-    row = row / row.sum()
-    sizes = size[:, 1:]
-    inputs = ReducerInputs(x[:, 1:], sizes, sizes, x[:, 1:], attn_columns=row[None, 1:])
-    result = decide(Fusion(), inputs, StepCounts(n_in=7, n_out=4))
-    # {2, 3}, {4, 5, 6}, {1}, {7}
-    assert result.slot_of_token.tolist() == [[2, 0, 0, 1, 1, 1, 3]]
-    moved = apply(TokenState(x, size), result)
-    expected = [(1, 0), (1.4, 0.9475), (0.3297, 0.9374), (0.9848, 0.1736)]
-    expected.append((-0.9397, 0.342))
-    np.testing.assert_allclose(moved.x[0], expected, atol=1e-4)
-    assert moved.size.tolist() == [[1, 3, 6, 1, 1]]
 
 
 @pytest.mark.parametrize("even", [0, 1])
