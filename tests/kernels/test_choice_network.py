@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from imagepiece_jax import kernels
-from imagepiece_jax.kernels import attention_scores, choice, size_direction
+from imagepiece_jax.kernels import attention_scores, choice, norm, size_direction
 from imagepiece_jax.kernels.folded_stem import FoldedStem, fold_stem
+from imagepiece_jax.kernels.gelu import gelu
 from imagepiece_jax.models.layers import NORM_EPSILON, ConvStem, PatchStem
-from tests.helpers import tiny_vit
+from tests.helpers import oracles, tiny_vit
 from tests.helpers.random_gradients import draw_normal, pull_back
 from tests.helpers.rounding import assert_close
 
@@ -98,3 +100,58 @@ def test_whole_models(reduction, dtype, roundings):
         return model.apply({"params": params}, images, train=True).logits
 
     assert_forms_agree(dtype, logits, variables["params"], roundings=roundings)
+
+
+@pytest.mark.parametrize("forms", [contextlib.nullcontext, kernels.reference_forms])
+@pytest.mark.parametrize("variant", ["exact", "tanh", "quick"])
+def test_slope_of_gelu_equals_differences(variant, forms):
+    """Central differences in float64. The chosen form saves its input alone."""
+    x = np.append(np.linspace(-6, 6, 241), [-300, 300])
+    definition = functools.partial(oracles.gelu, form=variant)
+    expected = (definition(x + 1e-5) - definition(x - 1e-5)) / 2e-5
+
+    @tiny_vit.compiled
+    def value_and_slope(x):
+        with forms():
+            value, pull = jax.vjp(lambda x: gelu(x, variant), x)
+        saved = [leaf.shape for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
+        assert saved == [x.shape] or forms is kernels.reference_forms
+        return value, *pull(jnp.ones_like(x))
+
+    value, slope = value_and_slope(x.astype(np.float32))
+    assert_close(slope, expected, units=64)  # derived tanh cancels
+    assert_close(value[:-2], definition(x[:-2]))
+
+
+@pytest.mark.parametrize("shape, eps", [((7, 12), 1e-6), ((2, 3, 12), 0.1)])
+def test_layer_norm_and_its_gradient_equal_flaxs(shape, eps):
+    """Tokens are far from zero, so canceling squares would show."""
+    x = 3 * draw_normal(*shape) + 50 * draw_normal(*shape[:-1], 1, seed=1)
+    scale = 1 + 0.3 * draw_normal(12, seed=2)
+    bias = draw_normal(12, seed=3)
+
+    def flax_norm(x, scale, bias):
+        layer = nn.LayerNorm(epsilon=eps, use_fast_variance=False)
+        return layer.apply({"params": {"scale": scale, "bias": bias}}, x)
+
+    def our_norm(x, scale, bias):
+        return norm.layer_norm(x, scale, bias, jnp.float32, eps)
+
+    actual = pull_back(our_norm, contextlib.nullcontext, x, scale, bias)
+    expected = pull_back(flax_norm, contextlib.nullcontext, x, scale, bias)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-7, atol=1e-5)
+
+
+def test_no_direction_is_used_less():
+    """All angles in two dimensions."""
+    query_moments = np.diag([1.0, 4.0])
+    key_moments = np.array([[9.0, 2.0], [2.0, 1.0]])
+
+    def logit_loss(u):
+        return (u @ query_moments @ u) * (u @ key_moments @ u)
+
+    angles = np.linspace(0, np.pi, 100_001)
+    least_loss = min(map(logit_loss, np.stack([np.cos(angles), np.sin(angles)], -1)))
+    direction = size_direction.least_used_direction(query_moments, key_moments)
+    assert np.linalg.norm(direction) == pytest.approx(1)
+    assert logit_loss(direction) == pytest.approx(least_loss, rel=1e-6)
