@@ -40,22 +40,14 @@ def write_reassess_page(paper):
     next block merges and (b) where it prunes. Were the order random, 70 % (a) and 80 %
     (b) would count.
     """
-    models = [
-        *find_models(paper, paper_tables.IMAGEPIECE),
-        *find_models(paper, paper_tables.IMAGEPIECE_PATCH),
-    ]
+    models = find_models(paper, paper_tables.IMAGEPIECE)
+    models = models or find_models(paper, paper_tables.IMAGEPIECE_PATCH)
     vit, reduction = models[0] if models else (paper.pretrained, REDUCTION)
     lines = []
     for block, figures in attentive_ratios(paper, vit, reduction).items():
-        number = int(block)
-        line = [
-            number + 1,
-            published.format_figure(published.REASSESS.get(number)),
-            format_interval(figures["own"]),
-            figures["rule"],
-            format_interval(figures["candidates"]),
-        ]
-        lines.append(line)
+        printed = published.format_figure(published.REASSESS.get(int(block)))
+        line = [int(block) + 1, printed, format_interval(figures["own"])]
+        lines.append([*line, figures["rule"], format_interval(figures["candidates"])])
     head = ["layer (from 1)", f"%, DeiT-S ({published.LABEL})", "%, measured"]
     head += ["counts as attentive if", "%, by (a) everywhere"]
     text = markdown_table(head, lines)
@@ -153,7 +145,7 @@ def first_and_last(paper, vit, reduction):
         estimates = {"gap": intervals.bootstrap_statistic(gap, len(first))}
         for end, values in zip(ENDS, (first, last), strict=True):
             estimates[f"all {end}"] = intervals.estimate_mean(values)
-            estimates[f"lowest {end}"] = lowest_mean(values)
+            estimates[f"lowest {end}"] = estimate_lowest(values)
         return estimates
 
     return paper.inside("similarity", vit, reduction, read, summarize)
@@ -182,7 +174,7 @@ def mean_lowest(values):
     return float(np.sort(values)[: lowest_count(len(values))].mean())
 
 
-def lowest_mean(values):
+def estimate_lowest(values):
     """`mean_lowest` of values [images], by bootstrap."""
     count = len(values)
     return intervals.bootstrap_statistic(lambda i: mean_lowest(values[i]), count)
@@ -228,16 +220,12 @@ def attended_shares(paper, vit, reduction):
         for kind, both in KINDS.items():
             members = merges.mark_merged_tokens(pairs, site.counts.n_in, both)
             for k in published.OVERLAP_K:
-                percent = merges.percent_attended(members, attention, k)
-                shares[f"{kind} {k}"] = percent
+                attended = merges.percent_attended(members, attention, k)
+                shares[f"{kind} {k}"] = attended
         return shares
 
     def summarize(arrays):
-        estimates = {}
-        for kind, k in itertools.product(KINDS, published.OVERLAP_K):
-            name = f"{kind} {k}"
-            estimates[name] = intervals.estimate_mean(arrays[name])
-        return estimates
+        return {name: intervals.estimate_mean(array) for name, array in arrays.items()}
 
     return paper.inside("overlap", vit, reduction, read, summarize)
 
@@ -282,7 +270,7 @@ def first_merge(paper, vit, reduction):
         }
 
     def summarize(arrays):
-        estimates = {"lowest": lowest_mean(arrays["pairs"].astype(np.float64))}
+        estimates = {"lowest": estimate_lowest(arrays["pairs"].astype(np.float64))}
         for name in ("pairs", "candidates", "distance"):
             estimates[name] = intervals.estimate_mean(arrays[name])
         return estimates

@@ -78,10 +78,8 @@ def draw_comparison(rows):
             if field not in chosen[0]:
                 continue
             y = [row[field][0] for row in chosen]
-            full = field == "recovered"
-            plot_points(
-                axes, x, y, f"{name}, {text}", color, marker, full=full, line="-"
-            )
+            look = {"full": field == "recovered", "line": "-"}
+            plot_points(axes, x, y, f"{name}, {text}", color, marker, **look)
         for row, right in zip(chosen, x, strict=True):
             size = row["typed"].removeprefix(typed)
             annotate_point(axes, size, right, row[noted][0], color, position)
@@ -109,10 +107,8 @@ def points_digest(figure):
 def main():
     for name, figure in draw_all().items():
         metadata = {"Date": None, "Creator": None, "Description": points_digest(figure)}
-        with (
-            matplotlib.rc_context(STYLE),
-            replacement_file(DOCS / f"{name}.svg") as new,
-        ):
+        picture = replacement_file(DOCS / f"{name}.svg")
+        with matplotlib.rc_context(STYLE), picture as new:
             figure.savefig(new, format="svg", metadata=metadata)
 
 

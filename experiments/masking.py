@@ -6,6 +6,7 @@ image's squares depend only on (mask seed, index): all methods see the same, and
 larger number of squares adds to a smaller one's. There are three mask seeds.
 """
 
+import functools
 import types
 
 import jax.numpy as jnp
@@ -21,22 +22,20 @@ SIDE = 16  # pixels of a square
 SEEDS = (0, 1, 2)
 MAX_MASKS = max(published.MASKS)
 COUNTS = (0, *published.MASKS)
-ROWS = (
-    *(DENSE, paper_tables.DYNAMICVIT, paper_tables.EVIT, paper_tables.TOME),
-    *(paper_tables.IMAGEPIECE, paper_tables.IMAGEPIECE_PATCH, paper_tables.DENSE_CONV),
-)
+ROWS = (DENSE, paper_tables.DYNAMICVIT, paper_tables.EVIT, paper_tables.TOME)
+ROWS += (paper_tables.IMAGEPIECE, paper_tables.IMAGEPIECE_PATCH)
+ROWS += (paper_tables.DENSE_CONV,)
 
 
 def write_masking_page(paper):
     """Measure every model at every number of squares; masking.md and a plot."""
     rights = {}
     for row in ROWS:
-        for model in find_models(paper, row)[:1]:
-            vit, reduction = model
+        for vit, reduction in find_models(paper, row)[:1]:
             # Fresh selectors say nothing of the method.
-            variant = vit.with_reduction(reduction, seed=0)
-            if "selectors" not in variant.untrained_kinds:
-                rights[row] = [measure_rights(paper, model, count) for count in COUNTS]
+            if "selectors" not in vit.with_reduction(reduction, seed=0).untrained_kinds:
+                measure = functools.partial(measure_rights, paper, (vit, reduction))
+                rights[row] = [*map(measure, COUNTS)]
     lines = []
     series = {}
     for row in ROWS:

@@ -11,19 +11,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagepiece_jax.errors import InputError
+from imagepiece_jax.kernels import ranking
 from imagepiece_jax.kernels.merging import is_in_slot
-from imagepiece_jax.kernels.ranking import (
-    gather_rows,
-    index_kept_tokens,
-    invert_order,
-    rank_tokens,
-)
+from imagepiece_jax.kernels.ranking import gather_rows, rank_tokens
 from imagepiece_jax.kernels.similarity import cosine_similarity, unit_vectors
-from imagepiece_jax.reduction.block_plan import (
-    RemoveAtMostHalf,
-    exact_ceil,
-    plan_blocks,
-)
+from imagepiece_jax.reduction import block_plan
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.reducers import Reducer
 
@@ -59,19 +51,14 @@ def observe_reducers(model):
         allowed = "weights of a model with one"
         raise InputError(f"the model {problem}; allowed: {allowed}")
     prefix = model.config.arch.prefix
-    patches = model.plan[0].attn_tokens - prefix
-    for layer in model.plan:
-        if layer.counts:
-            patches = layer.counts.n_in
-            break
-    steps = []
-    for layer in model.plan:
-        step = layer.step
-        if step and not isinstance(step.reducer, nn.Module):
-            step = dataclasses.replace(step, reducer=Observed(step.reducer))
-        if step:
-            steps.append(step)
-    plan = plan_blocks(model.depth, patches, steps, prefix)
+    counts_of_steps = [layer.counts.n_in for layer in model.plan if layer.counts]
+    patches = [*counts_of_steps, model.plan[0].attn_tokens - prefix][0]
+    steps = [layer.step for layer in model.plan if layer.step]
+    for place, step in enumerate(steps):
+        if not isinstance(step.reducer, nn.Module):
+            reducer = Observed(step.reducer)
+            steps[place] = dataclasses.replace(step, reducer=reducer)
+    plan = block_plan.plan_blocks(model.depth, patches, steps, prefix)
     return model.clone(plan=plan)
 
 
@@ -91,7 +78,7 @@ def list_sites(model):
     all_sites = []
     for block, layer in enumerate(model.plan):
         if layer.counts:
-            merges = isinstance(layer.step.rule, RemoveAtMostHalf)
+            merges = isinstance(layer.step.rule, block_plan.RemoveAtMostHalf)
             facts = (merges, layer.counts, layer.step.reducer)
             all_sites.append(Site(block, len(all_sites), *facts))
     return all_sites
@@ -111,8 +98,8 @@ def merged_pairs(inputs, result, reducer, counts):
     slot = result.slot_of_token
     is_partner = (slot[:, :, None] == slot[:, None, :]) & ~is_a[:, None, :]
     partner = jnp.max(jnp.where(is_partner, token[:, None, :], -1), axis=2)
-    index = index_kept_tokens(is_a & (partner >= 0))
-    left = invert_order(index, counts.n_in - counts.n_out)
+    index = ranking.index_kept_tokens(is_a & (partner >= 0))
+    left = ranking.invert_order(index, counts.n_in - counts.n_out)
     return left, gather_rows(partner, left)
 
 
@@ -156,12 +143,6 @@ def merged_slots(result):
     return jnp.sum(is_in_slot(result.slot_of_token, result.n_out), axis=2) > 1
 
 
-def mark_indices(indices, n):
-    """Which of n places are among the indices [B, r]. [B, n] bool."""
-    index = jnp.arange(n)[None, :, None]
-    return jnp.any(indices[:, None, :] == index, axis=2)
-
-
 def attentive_share(merged, cls_attn, count):
     """Share of the `merged` tokens [B, n] among the `count` most attended. [B]."""
     among = rank_tokens(cls_attn) < count
@@ -177,7 +158,7 @@ def mark_merged_tokens(pairs, n, both):
     tokens, partner = pairs
     if both:
         tokens = jnp.concatenate([tokens, partner], axis=1)
-    return mark_indices(tokens, n)
+    return jnp.any(tokens[:, None, :] == jnp.arange(n)[None, :, None], axis=2)
 
 
 def percent_attended(members, cls_attn, percent):
@@ -185,5 +166,5 @@ def percent_attended(members, cls_attn, percent):
 
     The count is rounded up: the top 70 % and ImagePiece's lowest 30 % share no token.
     """
-    count = exact_ceil(percent / 100 * cls_attn.shape[1])
+    count = block_plan.exact_ceil(percent / 100 * cls_attn.shape[1])
     return 100 * attentive_share(members, cls_attn, count)

@@ -48,17 +48,17 @@ from imagepiece_jax.weights.load import load
 from imagepiece_jax.weights.location import RUN_KIND, locate_weights
 
 TABLES = {
-    "table1": paper_tables.write_table1,
-    "table2": paper_tables.write_table2,
+    "table1": functools.partial(paper_tables.write_table_page, name="table1"),
+    "table2": functools.partial(paper_tables.write_table_page, name="table2"),
     "hyperspeed": hyperspeed.write_hyperspeed_page,
-    "table3": paper_tables.write_table3,
+    "table3": functools.partial(paper_tables.write_table_page, name="table3"),
     "masking": masking.write_masking_page,
     "reassess": analysis.write_reassess_page,
     "similarity": analysis.write_similarity_page,
     "overlap": analysis.write_overlap_page,
     "lcb-similarity": analysis.write_lcb_page,
-    "combos": paper_tables.write_combinations_page,
-    "ablation": paper_tables.write_ablation_page,
+    "combos": functools.partial(paper_tables.write_table_page, name="combos"),
+    "ablation": functools.partial(paper_tables.write_table_page, name="ablation"),
 }
 ALL = "all"
 MOST_KEPT = 2**30  # bytes of pixels: smaller sets are read once and kept
@@ -291,11 +291,9 @@ def open_images(models, options):
     Raises InputError where models or images have other classes than the first.
     """
     first, *others = models.weights
-    size = first.config.num_classes, first.image_size
-    for vit in others:
-        if (vit.config.num_classes, vit.image_size) != size:
-            problem = "runs has models of several numbers of classes or image sizes"
-            raise InputError(f"{problem}; they must be of one data set")
+    if len({(vit.config.num_classes, vit.image_size) for vit in models.weights}) > 1:
+        problem = "runs has models of several numbers of classes or image sizes"
+        raise InputError(f"{problem}; they must be of one data set")
     images = labeled_images.open_labeled_images(
         first,
         options.data,

@@ -43,9 +43,8 @@ DENSE = TableRow("DeiT", "none")
 DYNAMICVIT = TableRow("DynamicViT", "dynamicvit:keep_rate=0.7")
 SPVIT = TableRow("SPViT", "spvit")
 # SPViT's published speed fits these rates.
-SPVIT_BY_SPEED = TableRow(
-    "SPViT, keep .7, .49, .343", "spvit:keep_rates=(0.7,0.49,0.343)"
-)
+BY_SPEED = "spvit:keep_rates=(0.7,0.49,0.343)"
+SPVIT_BY_SPEED = TableRow("SPViT, keep .7, .49, .343", BY_SPEED)
 EVIT = TableRow("EViT", "evit:keep_rate=0.7")
 TOME = TableRow("ToMe", "tome:r=13")
 POOLING = TableRow("Token Pooling", "token_pooling:keep_rate=0.7")
@@ -115,11 +114,8 @@ class Measured:
 
 def find_models(paper, row):
     """The models of a row, one a seed, as `Models.find` has them."""
-    trained = row.reduction if row.trained is None else row.trained
-    models = paper.models.find(trained, row.stem)
-    if row.trained is None:
-        return models
-    return [(vit, row.reduction) for vit, _ in models]
+    models = paper.models.find(row.trained or row.reduction, row.stem)
+    return [(vit, row.reduction) for vit, _ in models] if row.trained else models
 
 
 def measure_rows(paper, rows):
@@ -239,15 +235,14 @@ def describe_table(paper, results):
     return paper.facts(more)
 
 
-def write_table_page(paper, name, title, rows, *, more=None, sizes=("deit_s",)):
-    """Measure rows, and write the page of their table.
-
-    more: makes a further table of the results
-    sizes: as `published_figures` takes them
-    """
+def write_table_page(paper, name):
+    """Measure the rows of one of PAGES, and write its page, NAME.md."""
+    title, rows, make_further_table = PAGES[name]
     results = measure_rows(paper, rows)
+    # DeiT-Ti's figures are published in table 1 alone.
+    sizes = ("deit_s", "deit_ti") if name == "table1" else ("deit_s",)
     text = rows_table(rows, results, *published_figures(results, sizes))
-    further = more(results) if more else ""
+    further = make_further_table(results) if make_further_table else ""
     paper.write_page(name, title, text, describe_table(paper, results), further)
 
 
@@ -263,23 +258,6 @@ def published_figures(results, sizes):
 
 
 # The tables
-
-
-def write_table1(paper):
-    """Methods that prune: every row that there is a model for, as table1.md."""
-    title = "comparison with pruning methods"
-    write_table_page(paper, "table1", title, TABLE1, sizes=("deit_s", "deit_ti"))
-
-
-def write_table2(paper):
-    """Methods that merge: every row that there is a model for, as table2.md."""
-    write_table_page(paper, "table2", "comparison with merging methods", TABLE2)
-
-
-def write_table3(paper):
-    """Tokens left at similar accuracy, as table3.md."""
-    title = "tokens left at similar accuracy"
-    write_table_page(paper, "table3", title, TABLE3, more=printed_tokens)
 
 
 def printed_tokens(_):
@@ -323,30 +301,19 @@ PAIRS = (*_pair_rows("patch"), *_pair_rows("conv"))
 COMBINATIONS = (DENSE, *itertools.chain(*PAIRS))
 
 
-def write_combinations_page(paper):
-    """ImagePiece added to other methods, as combos.md."""
-    title = "ImagePiece added to other methods"
-    write_table_page(paper, "combos", title, COMBINATIONS, more=gains_table)
-
-
 def gains_table(results):
     """Table of the gain of each combination, on the same images."""
     lines = []
-    for row, combination in PAIRS:
-        single = results[row.name]
-        combined = results[combination.name]
-        if single is None or combined is None:
+    for rows in PAIRS:
+        pair = [results[row.name] for row in rows]
+        if None in pair or any(x.facts["untrained_selectors"] for x in pair):
             continue
-        pair = (single, combined)
-        if any(measured.facts["untrained_selectors"] for measured in pair):
-            continue
+        single, combined = pair
         costs = [f"{measured.facts['gmacs']:.3f}" for measured in pair]
         gain = intervals.estimate_difference(combined.rights, single.rights)
-        lines.append([row.name, *costs, statistics.format_difference(gain)])
-    if not lines:
-        return ""
+        lines.append([single.row.name, *costs, statistics.format_difference(gain)])
     head = ["added to", "its GMACs", "combined", "gain, points (paired)"]
-    return markdown_table(head, lines)
+    return lines and markdown_table(head, lines)
 
 
 # Ablation: published is the stem alone, 79.81 without it, 80.22 with it (DeiT-S).
@@ -378,31 +345,30 @@ STEMS = (DENSE, DENSE_CONV, IMAGEPIECE, IMAGEPIECE_PATCH)
 ABLATION = (*STEMS, *list_switches("patch"), *list_switches("conv"))
 
 
-def write_ablation_page(paper):
-    """ImagePiece's stem and all of its switches, as ablation.md."""
-    title = "local coherence bias and switches"
-    write_table_page(paper, "ablation", title, ABLATION, more=switches_table)
-
-
 def switches_table(results):
     """Table of each switch beside the default, on the same images."""
     lines = []
     for default in (IMAGEPIECE_PATCH, IMAGEPIECE):
         base = results.get(default.name)
-        if base is None:
-            continue
         for name, measured in results.items():
-            if measured is None or measured is base:
+            if None in (base, measured) or measured is base:
                 continue
-            row = measured.row
-            method_name = row.reduction.partition(":")[0]
+            method_name = measured.row.reduction.partition(":")[0]
             is_switch = method_name in ("imagepiece", *CONTROLS)
-            if not is_switch or row.stem != default.stem:
+            if not is_switch or measured.row.stem != default.stem:
                 continue
             change = intervals.estimate_difference(measured.rights, base.rights)
             cost = measured.facts["gmacs"] - base.facts["gmacs"]
             lines.append([name, statistics.format_difference(change), f"{cost:+.3f}"])
-    if not lines:
-        return ""
     head = ["changed", "to the default, points (paired)", "GMACs"]
-    return markdown_table(head, lines)
+    return lines and markdown_table(head, lines)
+
+
+# {name: (title, rows, a further table of their results)}
+PAGES = {
+    "table1": ("comparison with pruning methods", TABLE1, None),
+    "table2": ("comparison with merging methods", TABLE2, None),
+    "table3": ("tokens left at similar accuracy", TABLE3, printed_tokens),
+    "combos": ("ImagePiece added to other methods", COMBINATIONS, gains_table),
+    "ablation": ("local coherence bias and switches", ABLATION, switches_table),
+}

@@ -16,6 +16,7 @@ import base64
 import dataclasses
 import itertools
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -29,18 +30,15 @@ from imagepiece_jax.common import statistics
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.statistics import Estimate, format_estimate
 from imagepiece_jax.common.tables import markdown_table
+from imagepiece_jax.data.class_names import CLASS_NAME_TABLE
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.data.source import evenly_spaced_indices
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.result_cache import decode_bits, encode_bits
-from imagepiece_jax.inference.compare_outputs import (
-    NUM_NEIGHBORS,
-    count_shared,
-    nearest_images,
-    unit_rows,
-)
+from imagepiece_jax.inference import compare_outputs
+from imagepiece_jax.inference.compare_outputs import nearest_images, unit_rows
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.kernels.ranking import rank_tokens
 from imagepiece_jax.kernels.similarity import all_cosines
@@ -50,29 +48,16 @@ from imagepiece_jax.reduction.state import Assignment
 
 FOLDER = pathlib.Path("docs/results/peaks")
 SHARES = (0.75, 0.6, 0.5, 0.4, 0.3)
-SCHEDULES = {
-    "three": "stages-3-6-9",
-    "five": "stages-2-4-6-8-10",
-    "all": "proportional-1",
-}
+SCHEDULES = {"three": "stages-3-6-9", "five": "stages-2-4-6-8-10"}
+SCHEDULES["all"] = "proportional-1"
 OWN = ("tome", "mctf", "diffrate", "pitome", "tofu", "evit", "imagepiece", "random")
 IN_ALL = ("tome", "mctf", "pitome")
 SIZES = (208, 192, 176, 160, 144, 128)
 FUSION = "mctf:score=auto:attention=40"  # of the search study
 SCORES = ("class", "mean", "class_and_mean")
 BATCH = 50
-IMAGENETTE = {  # folder: ImageNet's class
-    "n01440764": 0,
-    "n02102040": 217,
-    "n02979186": 482,
-    "n03000684": 491,
-    "n03028079": 497,
-    "n03394916": 566,
-    "n03417042": 569,
-    "n03425413": 571,
-    "n03445777": 574,
-    "n03888257": 701,
-}
+# WordNet's synsets by ImageNet's labels; imagenette's folders have their names.
+SYNSETS = re.findall(r"^n\d+", CLASS_NAME_TABLE.read_text("utf-8"), re.MULTILINE)
 
 
 # Controls: peaks with one of its parts exchanged
@@ -99,9 +84,8 @@ class KeepParts(KeepPeaks):
         if self.keep == "peaks":
             worth = peak_values(score, alike)
         if self.keep == "random":
-            worth = jax.vmap(lambda key: jax.random.uniform(key, (counts.n_in,)))(
-                inputs.rng
-            )
+            draw = jax.vmap(lambda key: jax.random.uniform(key, (counts.n_in,)))
+            worth = draw(inputs.rng)
         order = rank_tokens(worth)
         slot, to_kept = join_kept(alike, order, counts.n_out)
         if self.merge == "none":
@@ -111,8 +95,8 @@ class KeepParts(KeepPeaks):
         if self.merge in powers:
             tiny = jnp.finfo(jnp.float32).tiny
             weight = jnp.maximum(score ** powers[self.merge], tiny)
-        sizes = inputs.attn_size * to_kept
-        return Assignment(slot, weight=weight, attn_size=sizes, n_out=counts.n_out)
+        size = inputs.attn_size * to_kept
+        return Assignment(slot, weight=weight, attn_size=size, n_out=counts.n_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +265,8 @@ class Study:
             images = tests.evenly_spaced(count)
             folders = [pathlib.Path(images.image_name(n)).parent for n in range(count)]
             self.images[name] = images
-            self.labels[name] = np.array([IMAGENETTE[path.name] for path in folders])
+            labels = [SYNSETS.index(path.name) for path in folders]
+            self.labels[name] = np.array(labels)
         self.pixels = {}
         self.dense = {}
 
@@ -370,13 +355,14 @@ def compare_logits(logits, dense, images, cell):
 def compare_features(outputs, dense):
     vectors = unit_rows(outputs["vectors"])
     dense_vectors = unit_rows(dense["vectors"])
-    kept = count_shared(nearest_images(vectors), nearest_images(dense_vectors))
+    neighbors = nearest_images(vectors), nearest_images(dense_vectors)
+    kept = compare_outputs.count_shared(*neighbors)
     cosines = np.sum(vectors * dense_vectors, axis=1)
     of_maps = np.mean(np.sum(outputs["maps"] * dense["maps"], axis=-1), axis=1)
     return {
         "vector": encode_values(1 - cosines),
         "maps": encode_values(1 - of_maps),
-        "kept": encode_values(np.asarray(kept) / NUM_NEIGHBORS),
+        "kept": encode_values(np.asarray(kept) / compare_outputs.NUM_NEIGHBORS),
     }
 
 
@@ -416,9 +402,7 @@ class Lines:
 def shares_table(lines):
     """KL from the dense model, and points of top-1 lost, by method and share."""
     dense = Cell("deit", "photographs", "dense")
-    head = ["method", "leaves in"]
-    for share in SHARES:
-        head.append(f"{share:g}: KL, points lost")
+    head = ["method", "leaves in", *(f"{share:g}: KL, points lost" for share in SHARES)]
     rows = []
     for method, schedule in methods_of_table():
         row = [f"`{method}`", WHERE[schedule]]

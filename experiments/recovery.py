@@ -26,6 +26,7 @@ each: `unreachable` is the change of the maps that no shared vector can avoid.
 import argparse
 import collections
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -122,17 +123,15 @@ def judge_recovery(vit, recovered, source):
     teacher = DenseTeacher(vit.with_reduction(None))
     batches = read_image_batches(source, vit.preprocessing, 50)
     answered = teacher.pair_outputs(batches)
-    names = teacher.comparison.output_names
 
     def terms(variables, pixels, targets):
         images = teacher.normalize_pixels(pixels)
         outputs = teacher.comparison.compute_outputs(vit.model, variables, images)
         distances = teacher.comparison.loss_terms(outputs, targets)
         distances |= teacher.comparison.measure_images(outputs, targets)
-        if "patches" in names:
-            distances["unreachable"] = unreachable_change(
-                vit.model, variables, images, targets
-            )
+        if "patches" in teacher.comparison.output_names:
+            change = unreachable_change(vit.model, variables, images, targets)
+            distances["unreachable"] = change
         return distances
 
     program = parallel.pmap(terms)
@@ -144,10 +143,7 @@ def judge_recovery(vit, recovered, source):
             distances = parallel.local_rows(program(student, batch["image"], targets))
             for name, of_batch in distances.items():
                 values[name] += [*of_batch[batch["mask"]]]
-        means[word] = {
-            name: round(float(np.mean(of_images)), 5)
-            for name, of_images in values.items()
-        }
+        means[word] = {k: round(float(np.mean(v)), 5) for k, v in values.items()}
     return means
 
 
@@ -244,13 +240,11 @@ def measure_cell(cell, paths, images):
     line["rate"] = variant.record["lr"]
     if cell.images in FOLDS:
         models = {"dense": vit.with_reduction(None), "before": vit, "after": recovered}
-        line["right"] = {}
-        for name, model in models.items():
-            line["right"][name] = encode_right_answers(model, images["labeled"])
+        encode = functools.partial(encode_right_answers, source=images["labeled"])
+        line["right"] = {name: encode(model) for name, model in models.items()}
     else:
-        line["elsewhere"] = {}
-        for name in JUDGED:
-            line["elsewhere"][name] = judge_recovery(vit, recovered, images[name])
+        judge = functools.partial(judge_recovery, vit, recovered)
+        line["elsewhere"] = {name: judge(images[name]) for name in JUDGED}
     return line | {"minutes": round(minutes, 1), "revision": git_revision()}
 
 

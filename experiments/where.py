@@ -13,14 +13,7 @@ import math
 from scipy import stats
 
 from experiments.intervals import estimate_mean
-from experiments.peaks import (
-    FOLDER,
-    SCHEDULES,
-    Cell,
-    Lines,
-    main,
-    reduced_cell,
-)
+from experiments.peaks import FOLDER, SCHEDULES, Cell, Lines, main, reduced_cell
 from imagepiece_jax.common.statistics import format_estimate
 from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.reduction.methods.recommended import LEAST_STAGED_MACS
@@ -223,20 +216,19 @@ def time_table(lines, folder):
         cell = Cell("deit", "photographs", images)
         if reduction.startswith("peaks"):
             _, macs, counts = reduction.split(":")
-            schedule = {SCHEDULES[key]: key for key in SCHEDULES}
-            schedule = schedule.get(counts[7:], counts[7:])
-            cell = reduced_cell(
-                "deit", "photographs", "peaks", float(macs[5:]), schedule
-            )
-            images = f"{macs[5:]}: {sets[schedule]}"
+            names = {text: schedule for schedule, text in SCHEDULES.items()}
+            share = macs.removeprefix("macs=")
+            schedule = counts.removeprefix("counts=")
+            schedule = names.get(schedule, schedule)
+            setting = "peaks", float(share), schedule
+            cell = reduced_cell("deit", "photographs", *setting)
+            images = f"{share}: {sets[schedule]}"
         row = [images]
         for column in sorted(columns):
             row.append("")
             if column in ratios:
-                median, low, high = ratios[column]
-                row[-1] = f"{median:.2f} [{low:.2f}, {high:.2f}]"
-        kl = f"{lines.mean(cell, 'kl'):.4f}" if lines.has(cell) else ""
-        rows.append([*row, kl])
+                row[-1] = "{:.2f} [{:.2f}, {:.2f}]".format(*ratios[column])
+        rows.append([*row, f"{lines.mean(cell, 'kl'):.4f}" if lines.has(cell) else ""])
     head = ["share, blocks"]
     head += [f"{runtime}, batches of {-batch}" for batch, runtime in sorted(columns)]
     return markdown_table([*head, "KL"], rows)

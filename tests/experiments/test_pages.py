@@ -77,7 +77,7 @@ def points(study, reduction, base):
 
 
 def test_gains_are_the_combinations_over_their_methods(study):
-    paper_tables.write_combinations_page(study)
+    paper_tables.write_table_page(study, "combos")
     gains = table_cells(study, "combos")
     for single, combined in paper_tables.PAIRS[:3]:
         gain = points(study, combined.reduction, single.reduction)
@@ -91,7 +91,7 @@ def test_ablation_compares_with_the_default(study):
     default = paper_tables.IMAGEPIECE_PATCH.reduction
     changed = paper_tables.list_switches("patch")
     with controls.register_methods():
-        paper_tables.write_ablation_page(study)
+        paper_tables.write_table_page(study, "ablation")
         expected = {row.name: points(study, row.reduction, default) for row in changed}
     changes = table_cells(study, "ablation")
     for row in changed:
