@@ -143,7 +143,10 @@ def judge_recovery(vit, recovered, source):
             distances = parallel.local_rows(program(student, batch["image"], targets))
             for name, of_batch in distances.items():
                 values[name] += [*of_batch[batch["mask"]]]
-        means[word] = {k: round(float(np.mean(v)), 5) for k, v in values.items()}
+        means[word] = {
+            name: round(float(np.mean(of_images)), 5)
+            for name, of_images in values.items()
+        }
     return means
 
 

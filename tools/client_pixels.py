@@ -24,13 +24,11 @@ SIDE = 12
 SIZES = ((1, 700), (33, 31), (225, 224), (427, 640), (1200, 97), (61, 48), (50, 333))
 SIZES += ((113, 58), (17, 240), (1000, 3))
 CROPPED = {"crop": 0.875, "rule": "transformers"}
+SQUASHED = {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}
 # {case: (library, fields of a Preprocessing)}
 CASES = {
     "whole": ("open_clip", {"crop": 1.0}),
-    "squashed": (
-        "open_clip",
-        {"crop": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
-    ),
+    "squashed": ("open_clip", SQUASHED),
     "cropped": ("transformers", CROPPED),
     "bilinear": ("transformers", CROPPED | {"crop": 1.0, "interpolation": "bilinear"}),
     "cropped after squashing": ("transformers", CROPPED | {"crop_mode": "squash"}),

@@ -105,7 +105,7 @@ def report_kernels(configs, batch_size, mode="inference", kernels=False, gelu=No
         config.batch_size = batch_size
         program_kernels = hlo.list_kernels(PROGRAMS[mode](config, **options))
         by_kind = collections.Counter(kernel.kind for kernel in program_kernels)
-        model = RunConfig.from_config(without_placement(config)).create_model()
+        model = without_placement(config).create_model()
         rows.append((by_kind, f"{model_macs(model) / 1e9:.3f}", name))
         if kernels:
             parts.append(f"{name}\n{_list_kernels(program_kernels)}")
@@ -129,10 +129,10 @@ def _list_kernels(kernels):
 
 
 def without_placement(config):
-    """Return `config` with an attention that every device supports."""
+    """A run by `config`, with an attention that every device supports."""
     config = config.copy_and_resolve_references()
     config.model.attention = "xla"
-    return config
+    return RunConfig.from_config(config)
 
 
 def place_attention(model, config):
@@ -145,8 +145,7 @@ def place_attention(model, config):
 def inference_text(config, gelu=None):
     """Return the compiled text of `inference.optimize`'s program for `config`."""
     dtype = config.model.dtype
-    model = RunConfig.from_config(without_placement(config)).create_model()
-    model = model.with_execution(dtype=dtype)
+    model = without_placement(config).create_model().with_execution(dtype=dtype)
     on_gpu = place_attention(model, config)
     gelu = gelu or optimize.default_gelu(on_gpu, described_gpu())
     model = model.clone(config=model.config.with_arch(gelu=gelu))
@@ -171,10 +170,9 @@ def inference_text(config, gelu=None):
 
 def train_text(config):
     """Return the compiled text of a training step."""
-    step, make_state, model, teacher = workloads.make_training_step(
-        RunConfig.from_config(without_placement(config)),
-        lambda model: place_attention(model, config),
-    )
+    place = functools.partial(place_attention, config=config)
+    parts = workloads.make_training_step(without_placement(config), place)
+    step, make_state, model, teacher = parts
     state = jax.eval_shape(make_state, variable_shapes(model))
     if teacher is not None:
         teacher = variable_shapes(teacher)

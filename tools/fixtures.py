@@ -37,6 +37,7 @@ SIZE = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4}
 IMAGE = (20, 28)
 ROTARY = ("vit_small_plus_patch16_dinov3_qkvb", "eva02_base_patch16_clip_224")
 OPENCLIP = "mlfoundations/open_clip, docs/model_profile.csv"
+EVA02 = "EVA-02, arXiv:2303.11331, without head"
 # Weights of the largest member of each family: (published parameters, where).
 LARGEST = {
     "deit_base_distilled_patch16_384.fb_in1k": (88e6, "facebookresearch/deit"),
@@ -50,10 +51,7 @@ LARGEST = {
     "vit_gigantic_patch14_clip_224.laion2b": (1844.91e6, OPENCLIP),
     "vit_so400m_patch14_siglip_384.webli": (428.23e6, OPENCLIP),
     "vit_giantopt_patch16_siglip_384.v2_webli": (1e9, "SigLIP 2, arXiv:2502.14786"),
-    "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k": (
-        304e6,
-        "EVA-02, arXiv:2303.11331, without head",
-    ),
+    "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k": (304e6, EVA02),
     "vit_7b_patch16_dinov3.lvd1689m": (6716e6, "facebookresearch/dinov3"),
 }
 
@@ -63,15 +61,11 @@ def write_originals():
     folder.mkdir(parents=True, exist_ok=True)
     for name in STORED:
         original = originals.ORIGINALS[name]()
-        tensors = {k: np.asarray(v, np.float16) for k, v in original.tensors.items()}
+        arrays = {k: np.asarray(v, np.float16) for k, v in original.tensors.items()}
+        arrays["images"] = originals.images().astype(np.float16)
+        arrays["config"] = json.dumps(dataclasses.asdict(original.config))
         path = folder / f"{name}.npz"
-        np.savez_compressed(
-            path,
-            images=originals.images().astype(np.float16),
-            outputs=original.outputs,
-            config=json.dumps(dataclasses.asdict(original.config)),
-            **tensors,
-        )
+        np.savez_compressed(path, outputs=original.outputs, **arrays)
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 
 

@@ -155,13 +155,10 @@ def main(options: Options, *, times: str | None = None, show: str | None = None)
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     dtype = options.dtype or xla_options.fast_dtype()
     rules = timer.Timing(options.warmup, options.repeats, options.seconds)
-    common = {
-        "runtime": device.device_name(),
-        "dtype": dtype,
-        "versions": device.library_versions(),
-        "run": time.strftime("%Y-%m-%d %H:%M:%S"),
-        **dataclasses.asdict(rules),
-    }
+    common = {"runtime": device.device_name(), "dtype": dtype}
+    common["versions"] = device.library_versions()
+    common["run"] = time.strftime("%Y-%m-%d %H:%M:%S")
+    common |= dataclasses.asdict(rules)
     for size in options.cases:
         for rows in measure_case(size, options.at_once, dtype, rules):
             with open(times, "a") as out:
@@ -223,13 +220,9 @@ def measure_case(size, batches, dtype, rules):
 def all_compiled(case, batches, dtype, all_ways):
     """The Program of each batch and Way."""
     parts = [*itertools.product(batches, all_ways)]
-    any_direction = mock.patch.object(
-        size_direction, "find_directions", random_directions
-    )
-    threads = concurrent.futures.ThreadPoolExecutor(
-        max(1, device.available_cores() // 2)
-    )
-    with any_direction, threads:
+    patch = mock.patch.object(size_direction, "find_directions", random_directions)
+    num_threads = max(1, device.available_cores() // 2)
+    with patch, concurrent.futures.ThreadPoolExecutor(num_threads) as threads:
         make = functools.partial(make_compiler, case, dtype)
         compilers = dict(zip(all_ways, threads.map(make, all_ways), strict=True))
         programs = threads.map(functools.partial(compile_program, compilers), parts)
@@ -250,9 +243,8 @@ def timed_rows(programs, shared, rules):
     times = timer.time_in_turns(jobs, rules)
     rows = []
     for number, (_, facts) in enumerate(programs):
-        row = {**shared, **facts, "turns": times[number, "turns"]}
-        row["latency"] = times.get((number, "latency"))
-        rows.append(row)
+        rows.append({**shared, **facts, "turns": times[number, "turns"]})
+        rows[-1]["latency"] = times.get((number, "latency"))
     return with_ratios(rows)
 
 
@@ -269,37 +261,24 @@ def compile_program(compilers, part):
 def time_ours(case, way, program):
     """(TimedCall, fields of its row) of a Program, with images on the device."""
     model = program.model
-    sizes = None
+    facts = {"model": way.setting, "library": OURS, "reduction": MODELS[way.setting]}
+    facts |= {"image_size": case.side_of(way.setting), "stem": model.config.stem}
+    facts |= {"gelu": model.config.arch.gelu, "sizes": None}
     if size_direction.has_sizes(model):
-        sizes = model.execution.size_encoding
-    facts = {
-        "model": way.setting,
-        "library": OURS,
-        "reduction": MODELS[way.setting],
-        "image_size": case.side_of(way.setting),
-        "stem": model.config.stem,
-        "gelu": model.config.arch.gelu,
-        "sizes": sizes,
-        "precision": way.precision,
-        "gmacs": program.gmacs,
-        "compile_s": program.compile_seconds,
-        "reductions": program.reductions,
-    }
+        facts["sizes"] = model.execution.size_encoding
+    facts |= {"precision": way.precision, "gmacs": program.gmacs}
+    facts["compile_s"] = program.compile_seconds
+    facts["reductions"] = program.reductions
     return timer.TimedCall(call_on_noise(program), jax.block_until_ready), facts
 
 
 def make_compiler(case, dtype, way):
     """A function that compiles a program for a batch; all have the same weights."""
     model = case.create(way.setting)
-    options = ProgramOptions(
-        dtype=dtype,
-        gelu=way.gelu,
-        sizes=way.sizes,
-        reductions=way.reductions,
-        compiler_options=QUICK if OPTIONS.smoke else None,
-    )
+    choices = {"gelu": way.gelu, "sizes": way.sizes, "reductions": way.reductions}
+    choices["compiler_options"] = QUICK if OPTIONS.smoke else None
     vit = Pretrained(model, draw_random_variables(model))
-    return make_program_compiler(vit, options)
+    return make_program_compiler(vit, ProgramOptions(dtype=dtype, **choices))
 
 
 def random_directions(vit, images=None):
@@ -326,32 +305,26 @@ def time_timm(case, name, batch, dtype):
     # All models' `forward` share the limit; beyond it torch runs them eager.
     torch._dynamo.config.recompile_limit = 1000
     run = torch.compile(vit, dynamic=False, mode=TORCH_MODES.get(name))
-    images = []
-    for _ in range(device.NUM_INPUTS):
-        noise = torch.randn((batch, 3, side, side), device=torch_device, dtype=dtype)
-        images.append(noise)
+    draw = functools.partial(torch.randn, device=torch_device, dtype=dtype)
+    images = [draw((batch, 3, side, side)) for _ in range(device.NUM_INPUTS)]
 
     def call(number):
         with torch.inference_mode():
             run(images[number % len(images)])
-        return record_event(torch_device)
+        if torch_device == "cpu":
+            return None
+        event = torch.cuda.Event()
+        event.record()  # the event that ends the call
+        return event
 
     began = time.perf_counter()
     wait_for_event(call(0))
     seconds = time.perf_counter() - began
     print(f"{name}: compiled in {seconds:.0f} s", flush=True)
-    facts = {
-        "model": DENSE,
-        "library": name,
-        "reduction": MODELS[DENSE],
-        "image_size": side,
-        "stem": "patch",
-        "gelu": "tanh" if ACTS[name] else "exact",
-        "sizes": None,
-        "precision": "default",
-        "gmacs": None,
-        "compile_s": seconds,
-    }
+    facts = {"model": DENSE, "library": name, "reduction": MODELS[DENSE]}
+    facts |= {"image_size": side, "stem": "patch", "sizes": None}
+    facts["gelu"] = "tanh" if ACTS[name] else "exact"
+    facts |= {"precision": "default", "gmacs": None, "compile_s": seconds}
     return timer.TimedCall(call, wait_for_event), facts
 
 
@@ -367,33 +340,21 @@ def find_torch_device():
     return name
 
 
-def record_event(torch_device):
-    """The event that ends a call; None on a CPU, where calls are synchronous."""
-    import torch
-
-    if torch_device == "cpu":
-        return None
-    event = torch.cuda.Event()
-    event.record()
-    return event
-
-
 def wait_for_event(event):
-    if event is not None:
+    if event is not None:  # on a CPU calls are synchronous
         event.synchronize()
 
 
 def with_ratios(rows):
     """Rows with rates, and with ratios to the dense model."""
-    with_ratio = []
+    rows = [dict(row) for row in rows]
     for row in rows:
         dense = find_dense_row(row, rows)
         rates = [row["batch"] / second for second in row["turns"]]
-        more = {"rate": timer.find_spread(rates), "ratio": speed_ratio(row, dense)}
+        row |= {"rate": timer.find_spread(rates), "ratio": speed_ratio(row, dense)}
         if row["gmacs"] is not None:
-            more["macs"] = dense["gmacs"] / row["gmacs"]
-        with_ratio.append(row | more)
-    return with_ratio
+            row["macs"] = dense["gmacs"] / row["gmacs"]
+    return rows
 
 
 def find_dense_row(row, rows):
@@ -441,8 +402,7 @@ def group_table(rows):
     lines = []
     for row in rows:
         name = row["model"] if row["library"] == OURS else row["library"]
-        if row.get("reductions") == "fast":
-            name += ", fast"
+        name += ", fast" if row.get("reductions") == "fast" else ""
         line = [name, row["gelu"], row["sizes"] or "", row["precision"]]
         line += [f"{row['rate'][0]:,.0f}", format_spread(row["ratio"])]
         line.append(f"{row['macs']:.2f}" if "macs" in row else "")

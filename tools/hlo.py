@@ -78,9 +78,8 @@ def _list_launches(body, computations):
             continue
         called = [name for name in _called_computations(i) if name in computations]
         if i.op in ("call", "async-start", "while", "conditional"):
-            parts = [
-                _list_launches(computations[name], computations) for name in called
-            ]
+            bodies = [computations[name] for name in called]
+            parts = [_list_launches(inner, computations) for inner in bodies]
             if parts:
                 times = i.find(r'"known_trip_count":\{"n":"(\d+)"')
                 launches += max(parts, key=len) * int(times or 1)

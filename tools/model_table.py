@@ -68,22 +68,16 @@ def token_scores(name):
 
 def of_originals(rows):
     """The table of other libraries' checkpoints."""
-    return markdown_table(
-        ORIGINALS, [[f"`{r['original']}`", f"{r['logits']:.1e}"] for r in rows]
-    )
+    cells = [[f"`{row['original']}`", f"{row['logits']:.1e}"] for row in rows]
+    return markdown_table(ORIGINALS, cells)
 
 
 def of_largest(models):
     """The table of the largest members."""
-    cells = [
-        [
-            f"`{name}`",
-            f"{row['parameters']:,}",
-            _format_count(row["published"]),
-            row["source"],
-        ]
-        for name, row in models.items()
-    ]
+    cells = []
+    for name, row in models.items():
+        counts = f"{row['parameters']:,}", _format_count(row["published"])
+        cells.append([f"`{name}`", *counts, row["source"]])
     return markdown_table(LARGEST, cells)
 
 

@@ -105,9 +105,8 @@ def measure_batch(size, batch, models=(), threads=2, runtimes=RUNTIMES, clock="w
         images = random_images(batch, side)
         config = dataclasses.replace(registry.model_config(size), stem=stem)
         model = create_model(config, reduction, image_size=side)
-        variables = draw_variables(model, 0)
         macs[name] = model_macs(model)
-        vit = Pretrained(model, variables)
+        vit = Pretrained(model, draw_variables(model, 0))
         interface = ProgramInterface(vit, batch_size=batch)
         graph = onnx_format.build_graph(interface).SerializeToString()
         calls = {
@@ -119,30 +118,24 @@ def measure_batch(size, batch, models=(), threads=2, runtimes=RUNTIMES, clock="w
             calls["LiteRT"] = litert_call(flatbuffer, images, threads)
         if threads > 1:
             program = optimize(vit, batch_size=batch, dtype="float32")
-            calls["JAX"] = _jax_call(program, images)
+            calls["JAX"] = jax_call(program, images)
         for runtime in runtimes:
             if runtime in calls:
                 jobs[runtime, name] = timer.TimedCall(calls[runtime])
     if importlib.util.find_spec("timm") and not models and threads > 1:
-        call = _timm_call(size, random_images(batch, SIDE), threads)
+        call = timm_call(size, random_images(batch, SIDE), threads)
         jobs["PyTorch", "dense"] = timer.TimedCall(call)
     read_clock = time.process_time if clock == "processor" else time.perf_counter
     times = timer.time_in_turns(jobs, RULES, read_clock, lambda: time.sleep(0.1))
     rows = []
     for (runtime, name), seconds in times.items():
         ratios = timer.paired_speedups(times[runtime, "dense"], seconds)
-        row = {
-            "size": size,
-            "batch": batch,
-            "runtime": runtime,
-            "model": name,
-            "rate": timer.find_spread([batch / turn for turn in seconds]),
-            "ratio": timer.find_spread(ratios),
-            "macs": macs["dense"] / macs[name],
-            "reduction": MODELS.get(name, name),
-            "image_size": SIDES.get(name, SIDE),
-        }
-        rows.append(row)
+        row = {"size": size, "batch": batch, "runtime": runtime, "model": name}
+        row["rate"] = timer.find_spread([batch / turn for turn in seconds])
+        row["ratio"] = timer.find_spread(ratios)
+        row["macs"] = macs["dense"] / macs[name]
+        row["reduction"] = MODELS.get(name, name)
+        rows.append(row | {"image_size": SIDES.get(name, SIDE)})
     return rows
 
 
@@ -186,11 +179,10 @@ def onnxruntime_call(graph, images, threads=2):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        graph, options, providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
-    return lambda number: session.run(None, {name: images})
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(graph, options, providers=providers)
+    (entry,) = session.get_inputs()
+    return lambda number: session.run(None, {entry.name: images})
 
 
 def openvino_call(graph, images, threads=2):
@@ -213,11 +205,11 @@ def litert_call(flatbuffer, images, threads=2):
     return lambda number: list(run(images=images).values())
 
 
-def _jax_call(program, images):
+def jax_call(program, images):
     return lambda number: np.asarray(program(images))
 
 
-def _timm_call(size, images, threads):
+def timm_call(size, images, threads):
     import timm
     import torch
 

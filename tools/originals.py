@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import pathlib
+import re
 import tempfile
 from collections.abc import Mapping
 
@@ -148,6 +149,7 @@ def embeds(model, x):
 
 NORM = {"layer_norm_eps": 1e-6}
 HEADED = NORM | {"num_labels": CLASSES}
+SWIGLU = {"use_swiglu_ffn": True}
 CLASSIFIER = "ForImageClassification"
 TEACHER = "ForImageClassificationWithTeacher"
 # Start and end of a model's name, its config, timm's name, and its function of images.
@@ -157,10 +159,7 @@ TRANSFORMERS = {
     "vit_features": ("ViT", "Model", NORM, "deit_s", first_token),
     "deit": ("DeiT", TEACHER, HEADED, "deit_small_distilled_patch16_224", logits),
     "dinov2": ("Dinov2", "Model", {}, "vit_small_patch14_dinov2", pooler),
-    "dinov2_swiglu": (
-        *("Dinov2", "Model", {"use_swiglu_ffn": True}),
-        *("vit_giant_patch14_dinov2", pooler),
-    ),
+    "dinov2_swiglu": ("Dinov2", "Model", SWIGLU, "vit_giant_patch14_dinov2", pooler),
     "dinov2_registers": (
         *("Dinov2WithRegisters", "Model", {"num_register_tokens": 4}),
         *("vit_small_patch14_reg4_dinov2", pooler),
@@ -176,9 +175,8 @@ def named_in_transformers(key):
     start, end, fields, name, pooled = TRANSFORMERS[key]
     sizes = config(getattr(transformers, f"{start}Config"), **fields)
     kind = getattr(transformers, start + end)
-    changes = {}
-    if "use_swiglu_ffn" in fields:  # two thirds of HIDDEN, in eights
-        changes["mlp_ratio"] = 32 / WIDTH
+    # two thirds of HIDDEN, in eights
+    changes = {"mlp_ratio": 32 / WIDTH} if fields is SWIGLU else {}
     return of_transformers(kind, sizes, name, pooled, **changes)
 
 
@@ -198,7 +196,7 @@ def transformers_clip():
     sizes = transformers.CLIPConfig(**towers, projection_dim=CLASSES)
 
     def embedding(model, x):
-        return model.visual_projection(model.vision_model(x).pooler_output)
+        return model.visual_projection(pooler(model.vision_model, x))
 
     name = "vit_base_patch32_clip_224.laion2b"
     return of_transformers(transformers.CLIPModel, sizes, name, embedding)
@@ -255,25 +253,20 @@ def timm_swiglu():
 
 def deit3():
     model = of_timm(init_values=1e-6, no_embed_class=True, num_classes=CLASSES)
-    tensors = {
-        name.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2"): tensor
-        for name, tensor in memory(model).items()
-    }
+    # It has ".gamma_1" and ".gamma_2".
+    renamed = functools.partial(re.sub, r"\.ls([12])\.gamma", r".gamma_\1")
+    tensors = {renamed(name): tensor for name, tensor in memory(model).items()}
     return Original(tensors, run(model), config_like("deit3_small_patch16_224.fb_in1k"))
 
 
 def mae():
     """The encoder of pre-training; the decoder and the mask token are left out."""
     model = of_timm()
-    tensors = memory(model)
-    tensors |= {
-        "mask_token": noise(1, 1, 8),
-        "decoder_embed.weight": noise(8, WIDTH),
-        "decoder_pos_embed": noise(1, GRID + 1, 8),
-        "decoder_blocks.0.attn.qkv.weight": noise(24, 8),
-        "decoder_norm.weight": noise(8),
-        "decoder_pred.bias": noise(48),
-    }
+    tensors = memory(model) | {"mask_token": noise(1, 1, 8)}
+    tensors |= {"decoder_embed.weight": noise(8, WIDTH), "decoder_pred.bias": noise(48)}
+    tensors |= {"decoder_pos_embed": noise(1, GRID + 1, 8)}
+    tensors |= {"decoder_blocks.0.attn.qkv.weight": noise(24, 8)}
+    tensors |= {"decoder_norm.weight": noise(8)}
     return Original(tensors, run(model), config_like("vit_base_patch16_224.mae"))
 
 
@@ -587,17 +580,10 @@ def big_vision_token():
     return dataclasses.replace(original, also=(old,))
 
 
-ORIGINALS = {
-    f"transformers_{key}": functools.partial(named_in_transformers, key)
-    for key in TRANSFORMERS
-}
-ORIGINALS |= {
-    make.__name__: make
-    for make in (
-        *(transformers_clip, transformers_clip_vision),
-        *(transformers_siglip, transformers_siglip_classifier),
-        *(timm_swiglu, deit3, mae, mae_finetuned, dino, dinov2, dinov2_registers),
-        *(openai_clip, openclip, openclip_trunk),
-        *(vit_jax, big_vision_siglip, big_vision_mean, big_vision_token),
-    )
-}
+MAKERS = (transformers_clip, transformers_clip_vision, transformers_siglip)
+MAKERS += (transformers_siglip_classifier, timm_swiglu, deit3, mae, mae_finetuned, dino)
+MAKERS += (dinov2, dinov2_registers, openai_clip, openclip, openclip_trunk, vit_jax)
+MAKERS += (big_vision_siglip, big_vision_mean, big_vision_token)
+ORIGINALS = {make.__name__: make for make in MAKERS}
+for key in TRANSFORMERS:
+    ORIGINALS[f"transformers_{key}"] = functools.partial(named_in_transformers, key)

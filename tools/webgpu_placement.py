@@ -27,11 +27,13 @@ import onnxruntime
 WEBGPU = "WebGpuExecutionProvider"
 CPU = "CPUExecutionProvider"
 OPEN_SIDE = 2  # images of a graph with an open batch
-DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(uint8)": np.uint8,
-}
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+DTYPES["tensor(uint8)"] = np.uint8
+MISSING = (
+    "no WebGPU here: install onnxruntime-webgpu, without onnxruntime beside it, and a "
+    "Vulkan driver (Debian, Ubuntu: apt install mesa-vulkan-drivers, version 25.0 or "
+    "later), or name one by VK_ICD_FILENAMES"
+)
 
 
 def main():
@@ -43,13 +45,7 @@ def main():
     # both cases it takes the CPU.
     program = open_session(arguments.files[0], [WEBGPU, CPU])
     if WEBGPU not in program.get_providers():
-        parser.exit(
-            2,
-            "error: no WebGPU here: install onnxruntime-webgpu, without onnxruntime "
-            "beside it, and a Vulkan driver (Debian, Ubuntu: apt install "
-            "mesa-vulkan-drivers, version 25.0 or later), or name one by "
-            "VK_ICD_FILENAMES\n",
-        )
+        parser.exit(2, f"error: {MISSING}\n")
     stays = True
     for path in arguments.files:
         row = measure_file(path)
