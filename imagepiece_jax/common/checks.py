@@ -68,9 +68,8 @@ def option(
     check = functools.partial(check_range, whole=isinstance(default, int), **bounds)
     if choices:
         check = functools.partial(check_choice, choices=choices)
-    return dataclasses.field(
-        default=default, metadata={"check": check}, compare=compare
-    )
+    metadata = {"check": check}
+    return dataclasses.field(default=default, metadata=metadata, compare=compare)
 
 
 def check_options(options: Any, owner: str = "") -> None:

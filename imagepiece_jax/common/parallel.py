@@ -48,8 +48,8 @@ def gather_texts(text: str) -> list[str]:
     padded_text = np.zeros(max(lengths.max(), 1), np.uint8)
     padded_text[: encoded_text.size] = encoded_text
     padded_rows = multihost_utils.process_allgather(padded_text)
-    rows = zip(padded_rows, lengths, strict=True)
-    return [bytes(row[:length]).decode() for row, length in rows]
+    rows_and_lengths = zip(padded_rows, lengths, strict=True)
+    return [bytes(row[:length]).decode() for row, length in rows_and_lengths]
 
 
 def exchange_values(value: Any) -> list:

@@ -111,20 +111,11 @@ class Batches:
         # Places in this process's batch, ordered by position: `repeats` copies of an
         # image are neighbors, so `read_chunk` decodes it once.
         self._chunk_places = np.array_split(np.argsort(self._positions), num_chunks)
-
-    @property
-    def chunks_per_batch(self) -> int:
-        return len(self._chunk_places)
-
-    @property
-    def total_chunks(self) -> int:
-        """Chunks of all batches."""
-        return len(self._steps) * self.chunks_per_batch
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Pixel bytes of the largest chunk."""
-        return len(self._chunk_places[0]) * math.prod(self.transform.shape) * 3
+        self.chunks_per_batch = num_chunks
+        self.total_chunks = len(self._steps) * num_chunks  # of all batches
+        # Pixels of the largest chunk, which is the first.
+        max_images = len(self._chunk_places[0])
+        self.chunk_bytes = max_images * math.prod(self.transform.shape) * 3
 
     def max_buffered_chunks(self, tasks_at_a_time: int) -> int:
         """Most chunks in memory at once: of the current batch, and read ahead."""
@@ -167,7 +158,7 @@ class Batches:
             following_indices = order_index + np.arange(MAX_UNREADABLE_IN_A_ROW)
             candidate_indices = order[following_indices % len(order)].tolist()
         elif order_index >= len(self.source):
-            return None, Sample(0, order_index, 0.0, [])
+            return None, Sample(0, order_index, 0.0, [])  # padding
         image_errors = []
         for index in candidate_indices:
             image = self.source[index]

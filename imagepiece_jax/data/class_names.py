@@ -132,6 +132,7 @@ def checked_names(
     names: Any, num_classes: int, field: str = "class_names"
 ) -> tuple[str | None, ...]:
     """Check names by label, as text or None; there are `num_classes`."""
+    # These types have a length, but no names in an order.
     if isinstance(names, str | bytes | Mapping | Set) or len(names) != num_classes:
         raise InputError(f"{field} must be a list of {num_classes} names")
     return tuple(name if name is None else str(name) for name in names)

@@ -59,16 +59,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Config group augment: random augmentation on the device.
+    """Config group augment: RandAugment and random erasing on the device."""
 
-    RandAugment draws `layers` operations per image, with replacement. It applies an
-    operation with probability `prob`, at a magnitude from the normal distribution
-    (`magnitude`, `magnitude_std`).
-    """
-
-    layers: int = option(2, least=0)  # RandAugment's operations per image; 0: off
+    layers: int = option(2, least=0)  # operations per image, with replacement; 0: off
     prob: float = option(0.5, least=0, most=1)  # probability of an operation
-    magnitude: float = option(9.0, least=0, most=MAX_MAGNITUDE)  # mean
+    magnitude: float = option(9.0, least=0, most=MAX_MAGNITUDE)  # mean of normal draws
     magnitude_std: float = option(0.5, least=0)
     erase_prob: float = option(0.25, least=0, most=1)  # of a box of noise; 0: off
 

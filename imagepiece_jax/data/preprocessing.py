@@ -93,7 +93,7 @@ class Preprocessing:
             resized_text += " squashed"
         elif height == width:
             resized_text = str(self.resized_size[0])
-        crop_text = height if height == width else size_text(self.shape)
+        crop_text = str(height) if height == width else size_text(self.shape)
         rule_text = "" if self.rule == "timm" else f" as in {self.rule}"
         return (
             f"resize {resized_text} {self.interpolation}, crop {crop_text}{rule_text}"
