@@ -46,7 +46,6 @@ def patch_grid(
     height, width = image_sides(image_size)
     is_multiple = height % patch_size == 0 and width % patch_size == 0
     if min(height, width) < patch_size or not (cut or is_multiple):
-        raise InputError(
-            f"image_size is {image_size}, no whole patches of {patch_size}"
-        )
+        rule = f"no whole patches of {patch_size}"
+        raise InputError(f"image_size is {image_size}, {rule}")
     return height // patch_size, width // patch_size

@@ -45,7 +45,7 @@ def gather_texts(text: str) -> list[str]:
     encoded_text = np.frombuffer(text.encode(), np.uint8)
     # Processes can only gather arrays of equal shapes, so texts are padded.
     lengths = multihost_utils.process_allgather(np.int32(encoded_text.size))
-    padded_text = np.zeros(max(lengths.max(), 1), np.uint8)
+    padded_text = np.zeros(lengths.max(), np.uint8)
     padded_text[: encoded_text.size] = encoded_text
     padded_rows = multihost_utils.process_allgather(padded_text)
     rows_and_lengths = zip(padded_rows, lengths, strict=True)

@@ -57,6 +57,9 @@ def test_all_rows_are_validation_images_without_a_column_split(images):
     assert gray_levels(open_table(path)) == [0, 10]
     with refused(path, "has no row with split 'train'"):
         open_table(path, "train")
+    path = write_table(images, "a,0,train b,1,val c,1,train")
+    with refused("no row with split 'train' and label 2"):
+        open_table(path, "train", num_classes=5)
 
 
 NO_LABELS = ("1_0", "²", "+1", "1e0", "1.0", "-1", "5", "", "1" * 10)
@@ -83,12 +86,6 @@ def test_wrong_tables_are_refused(images, columns, rows, message):
     path = write_table(images, rows, columns)
     with refused(path, message):
         open_table(path, num_classes=5)
-
-
-def test_all_classes_of_a_model_need_training_images(images):
-    path = write_table(images, "a,0,train b,1,val c,1,train")
-    with refused("no row with split 'train' and label 2"):
-        open_table(path, "train", num_classes=5)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -1,6 +1,5 @@
 """hf:FOLDER: parquet files like the Hugging Face hub's, read by `datasets`."""
 
-import io
 import os
 import shutil
 
@@ -14,22 +13,20 @@ from imagepiece_jax.data.preprocessing import Preprocessing  # noqa: E402
 from imagepiece_jax.data.sources.registry import open_source  # noqa: E402
 from imagepiece_jax.data.worker_pool import read_ahead  # noqa: E402
 from imagepiece_jax.errors import InputError, NoLabels  # noqa: E402
+from tests.data.test_decode import encode  # noqa: E402
 from tests.helpers.picture_files import write_plain  # noqa: E402
 
 CLASSES = datasets.ClassLabel(names=["ant", "bee", "cat"])
 SPLIT_NUMBERS = {"train": range(40), "validation": range(40, 56), "test": range(56, 60)}
 
 
-def gray_png(number):
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (4 * number,) * 3).save(file, "PNG")
-    return file.getvalue()
-
-
 def write_split(folder, split, numbers, kind=CLASSES, labels=None):
     """A parquet file of images; image n has gray level 4 n."""
     features = datasets.Features({"image": datasets.Image(), "label": kind})
-    images = [{"bytes": gray_png(number), "path": None} for number in numbers]
+    images = []
+    for number in numbers:
+        image = Image.new("RGB", (8, 8), (4 * number,) * 3)
+        images.append({"bytes": encode(image, "PNG"), "path": None})
     labels = labels or [number % 3 for number in numbers]
     rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
     rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")

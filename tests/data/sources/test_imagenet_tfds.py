@@ -8,12 +8,11 @@ from PIL import Image
 
 from imagepiece_jax.data.sources.registry import open_source
 from imagepiece_jax.errors import InputError, RunError
+from tests.data.test_decode import encode
 
 
 def jpeg(index):
-    file = io.BytesIO()
-    Image.new("RGB", (24, 20 + index), (10 * index,) * 3).save(file, "JPEG")
-    return file.getvalue()
+    return encode(Image.new("RGB", (24, 20 + index), (10 * index,) * 3), "JPEG")
 
 
 def write_imagenet(folder, second=2):
