@@ -58,8 +58,8 @@ def case_fields(case):
     config = registry.model_config("deit_s")
     vit = types.SimpleNamespace(preprocessing=case_preprocessing(case), config=config)
     if CASES[case][0] == "open_clip":
-        return tower.open_clip_fields(vit)
-    return tower.processor_fields(vit)
+        return tower.open_clip_fields(vit.config)
+    return tower.processor_fields(vit.config)
 
 
 def open_clip_transform(content):

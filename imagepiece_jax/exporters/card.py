@@ -4,6 +4,7 @@ The dense file is an export of the same weights without reduction, in float32. B
 in the file's runtime on the CPU. A folder's README.md has the cards of all its files.
 """
 
+import functools
 import inspect
 import json
 import os
@@ -37,7 +38,7 @@ IMAGES_PER_CALL = 8  # images per call, where outputs are compared
 CARD_OUTPUTS = ("logits", "embedding", "image_embeds", "pooler_output", "pooled")
 CARD_OUTPUTS += ("patches", "last_hidden_state")
 
-Programs = Mapping[str, ExportedProgram]
+Programs = Mapping[str, ExportedProgram]  # of "file" and "dense"
 
 
 class CardImages(NamedTuple):
@@ -49,17 +50,17 @@ class CardImages(NamedTuple):
 
 
 def check_card(
-    folder: pathlib.Path, graph_file: pathlib.Path, vit: Pretrained, output: str
+    folder: pathlib.Path, graph_file: pathlib.Path, pretrained: Pretrained, output: str
 ) -> None:
-    """Check that a card of `vit` can be measured, and written into the page."""
-    if vit.config.arch.pool == "none" and output != "patches":
+    """Check that a model's card can be measured, and written into the page."""
+    if pretrained.config.arch.pool == "none" and output != "patches":
         # A reduced model has fewer tokens than the dense model.
         raise InputError("pool is 'none', so a card needs --output patches")
     page_file = folder / PAGE_NAME
-    is_foreign = page_file.exists() and not is_card_page(page_file)
-    all_facts = read_other_cards(graph_file).values()
-    other_weights = {facts["card"]["weights"] for facts in all_facts}
-    if is_foreign or other_weights - {card_facts(vit)["weights"]}:
+    is_foreign_page = page_file.exists() and not is_card_page(page_file)
+    facts_of_others = read_other_cards(graph_file).values()
+    weights_names = {facts["card"]["weights"] for facts in facts_of_others}
+    if is_foreign_page or weights_names - {card_facts(pretrained)["weights"]}:
         raise InputError(f"{page_file} is no card of this model; name another folder")
 
 
@@ -67,7 +68,9 @@ def is_card_page(file: pathlib.Path) -> bool:
     return file.is_file() and PAGE_MARK in file.read_text("utf-8", errors="replace")
 
 
-def read_card_images(vit: Pretrained, images: Any, calibrates: bool) -> CardImages:
+def read_card_images(
+    pretrained: Pretrained, images: Any, calibrates: bool
+) -> CardImages:
     """Read images to calibrate with, and images to compare, as `read_images` does.
 
     images: as for `recover`. Those that recovered the model are not compared.
@@ -75,23 +78,25 @@ def read_card_images(vit: Pretrained, images: Any, calibrates: bool) -> CardImag
     Raises InputError if images are too few, or too many recovered the model.
     """
     source = as_source(images)
+    preprocessing = pretrained.preprocessing
     calibration_pixels = None
-    recovered = vit.recovered_variant
-    if calibrates or recovered:
-        split = split_images(source, 1, recovered.learned if recovered else "")
+    variant = pretrained.recovered_variant
+    if calibrates or variant:
+        # 1: one image to calibrate with is enough.
+        split = split_images(source, 1, variant.learned if variant else "")
         source = split.held_out
         if calibrates:
-            calibrating = split.training.evenly_spaced(MAX_CARD_IMAGES)
-            calibration_pixels, _ = read_images(calibrating, vit.preprocessing)
-    source = source.evenly_spaced(MAX_CARD_IMAGES)
-    compared_pixels, readable_paths = read_images(source, vit.preprocessing)
+            calibration_source = split.training.evenly_spaced(MAX_CARD_IMAGES)
+            calibration_pixels, _ = read_images(calibration_source, preprocessing)
+    compared_source = source.evenly_spaced(MAX_CARD_IMAGES)
+    compared_pixels, paths = read_images(compared_source, preprocessing)
     num_compared = len(compared_pixels)
     compare_outputs.check_image_count(num_compared)
-    others = ", and others calibrate" if calibrates else ""
-    log.info(f"a card of {num_compared} compared images{others}")
+    others_text = ", and others calibrate" if calibrates else ""
+    log.info(f"a card of {num_compared} compared images{others_text}")
     # Names from the common folder on: files of two folders may have equal names.
-    prefix_length = os.path.commonprefix(readable_paths).rfind("/") + 1
-    compared_names = [path[prefix_length:] for path in readable_paths]
+    prefix_length = os.path.commonprefix(paths).rfind("/") + 1
+    compared_names = [path[prefix_length:] for path in paths]
     return CardImages(calibration_pixels, compared_pixels, compared_names)
 
 
@@ -100,23 +105,25 @@ def compare_with_dense_file(
 ) -> dict[str, Any]:
     """Measure an exported file beside the dense file, as JSON values.
 
-    files: of "file" and "dense"
+    files: of "file", the exported one, and "dense"
     has_classes: as for `measure_fidelity`
     """
     programs = {}
     megabytes = {}
     for name, file in files.items():
         programs[name] = open_program(file, CARD_THREADS)
-        sizes = [part.stat().st_size for part in program_facts.program_files(file)]
-        megabytes[name] = sum(sizes) / 1e6
-    batch_size = programs["file"].batch_size or 1
+        num_bytes = [part.stat().st_size for part in program_facts.program_files(file)]
+        megabytes[name] = sum(num_bytes) / 1e6
+    batch_size = programs["file"].batch_size or 1  # None: any number
     pixels = images.compared_pixels
     # Images are repeated if a batch takes more than there are.
-    speeds = time_programs(programs, np.resize(pixels, (batch_size, *pixels.shape[1:])))
-    outputs = compute_card_outputs(programs, pixels)
+    timed_pixels = np.resize(pixels, (batch_size, *pixels.shape[1:]))
+    times = time_programs(programs, timed_pixels)
+    outputs_of_row = compute_card_outputs(programs, pixels)
+    dense_outputs = outputs_of_row["dense"]
     fidelities = {}
-    for name, array in outputs.items():
-        metrics = compare_outputs.measure_fidelity(array, outputs["dense"], has_classes)
+    for name, outputs in outputs_of_row.items():
+        metrics = compare_outputs.measure_fidelity(outputs, dense_outputs, has_classes)
         if len(pixels) < FEW_IMAGES:
             metrics.pop("neighbors_kept", None)
         fidelities[name] = metrics
@@ -128,25 +135,24 @@ def compare_with_dense_file(
         "batch_size": batch_size,
         "mac_share": gmacs["file"] / gmacs["dense"],
         "megabytes": megabytes,
-        **speeds,
+        **times,
         "fidelity": fidelities,
     }
 
 
 def time_programs(programs: Programs, pixels: np.ndarray) -> dict[str, Any]:
     """Time programs in turns: milliseconds per image, and the file's speedup."""
-    calls = {}
+    timed_calls = {}
     for name, program in programs.items():
         run_program = program.prepared_call(pixels)
-        calls[name] = timer.TimedCall(lambda _, run=run_program: run())
+        timed_calls[name] = timer.TimedCall(lambda _, run=run_program: run())
+    pause = functools.partial(time.sleep, PAUSE_SECONDS)
     with announced_work("timing the file and the dense file, in turns"):
-        seconds = timer.time_in_turns(
-            calls, CARD_TIMING, pause=lambda: time.sleep(PAUSE_SECONDS)
-        )
+        seconds = timer.time_in_turns(timed_calls, CARD_TIMING, pause=pause)
     milliseconds = {}
     for name, call_seconds in seconds.items():
-        image_ms = [1000 * duration / len(pixels) for duration in call_seconds]
-        milliseconds[name] = timer.find_spread(image_ms)
+        milliseconds_per_image = [1000 * each / len(pixels) for each in call_seconds]
+        milliseconds[name] = timer.find_spread(milliseconds_per_image)
     speedups = timer.paired_speedups(seconds["dense"], seconds["file"])
     return {"ms": milliseconds, "speedup": timer.find_spread(speedups)}
 
@@ -154,7 +160,7 @@ def time_programs(programs: Programs, pixels: np.ndarray) -> dict[str, Any]:
 def compute_card_outputs(
     programs: Programs, pixels: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Outputs of the dense file, the file, and the controls, by row of the card."""
+    """Outputs [images, D] of the dense file, the file and the controls, by card row."""
     with announced_work(f"comparing the outputs for {len(pixels)} images"):
         outputs = {}
         for name in ("dense", "file"):
@@ -201,16 +207,17 @@ def format_card_table(graph_file: pathlib.PurePath, file_facts: Mapping) -> str:
     return rows_table([*rows.values()])
 
 
-def card_facts(vit: Pretrained) -> dict[str, Any]:
+def card_facts(pretrained: Pretrained) -> dict[str, Any]:
     """What a page says of a model besides its measurements, as JSON values."""
-    words = "A reduction without a name."
-    if vit.reduction is not None:
-        words = (inspect.getdoc(type(vit.reduction.method)) or "").partition("\n")[0]
+    summary = "A reduction without a name."
+    if pretrained.reduction is not None:
+        docstring = inspect.getdoc(type(pretrained.reduction.method)) or ""
+        summary = docstring.partition("\n")[0]
     return {
-        "weights": vit.origin.name or vit.config.name or "ViT",
-        "license": vit.origin.license,
-        "reduction": vit.label,
-        "reduction_in_words": words,
+        "weights": pretrained.origin.name or pretrained.config.name or "ViT",
+        "license": pretrained.origin.license,
+        "reduction": pretrained.label,
+        "reduction_in_words": summary,
     }
 
 
@@ -218,10 +225,10 @@ def read_other_cards(graph_file: pathlib.Path) -> dict[str, dict]:
     """Read the facts of the other graphs with cards in a graph's folder, by name."""
     facts_of_name = {}
     for json_file in graph_file.parent.glob("*.json"):
-        other = json_file.with_suffix("")
-        facts = program_facts.read_facts(other)
-        if other != graph_file and other.is_file() and "card" in facts:
-            facts_of_name[other.name] = facts
+        other_graph = json_file.with_suffix("")
+        facts = program_facts.read_facts(other_graph)
+        if other_graph != graph_file and other_graph.is_file() and "card" in facts:
+            facts_of_name[other_graph.name] = facts
     return facts_of_name
 
 
@@ -238,19 +245,19 @@ def write_card_page(
     if "card" in facts:
         facts_of_name[graph_file.name] = facts
     subfolder = staged_graph.parent.relative_to(staging)
-    cards = {}
+    facts_of_path = {}
     for name, facts in sorted(facts_of_name.items()):
-        cards[str(subfolder / name)] = facts
-    if cards:
-        (staging / PAGE_NAME).write_text(format_card_page(cards), "utf-8")
+        facts_of_path[str(subfolder / name)] = facts
+    if facts_of_path:
+        (staging / PAGE_NAME).write_text(format_card_page(facts_of_path), "utf-8")
 
 
-def format_card_page(facts_of_file: Mapping[str, Mapping[str, Any]]) -> str:
+def format_card_page(facts_of_path: Mapping[str, Mapping[str, Any]]) -> str:
     """Page of the cards of one model's files, as a model card of the Hugging Face hub.
 
-    facts_of_file: with their cards, by the graph's path in the folder
+    facts_of_path: with their cards, by the graph's path in the folder
     """
-    first_facts = next(iter(facts_of_file.values()))
+    first_facts = next(iter(facts_of_path.values()))
     card = first_facts["card"]
     task = "image-feature-extraction"
     if first_facts["activation"]:
@@ -261,7 +268,7 @@ def format_card_page(facts_of_file: Mapping[str, Mapping[str, Any]]) -> str:
     if card["license"]:  # any text, as JSON, which YAML reads
         lines.append(f"license: {json.dumps(card['license'], ensure_ascii=False)}")
     lines += ["---", PAGE_MARK]
-    for name, facts in facts_of_file.items():
+    for name, facts in facts_of_path.items():
         lines += ["", *format_section(name, facts)]
     return "\n".join(lines) + "\n"
 
@@ -273,10 +280,10 @@ def format_section(name: str, facts: Mapping[str, Any]) -> list[str]:
     """
     card = facts["card"]
     file_format = import_format(name)
-    images = facts["input"]
-    shape = " x ".join(map(str, images["shape"]))
+    input_facts = facts["input"]
+    shape = " x ".join(map(str, input_facts["shape"]))
     license_text = card["license"] or "unknown; see where the weights come from"
-    history = " that did not calibrate it" if facts["dtype"] == "int8" else ""
+    int8_text = " that did not calibrate it" if facts["dtype"] == "int8" else ""
     num_images = len(card["images"])
     few_text = ""
     if num_images < FEW_IMAGES:
@@ -291,10 +298,10 @@ def format_section(name: str, facts: Mapping[str, Any]) -> list[str]:
         f"Its reduction: {card['reduction_in_words']}",
         "",
         "```python",
-        file_format.RUN_LINES.format(file=name, images=images["name"]),
+        file_format.RUN_LINES.format(file=name, images=input_facts["name"]),
         "```",
         "",
-        f"`images` are {images['dtype']}, {shape}; `{name}.json` describes how to "
+        f"`images` are {input_facts['dtype']}, {shape}; `{name}.json` describes how to "
         "prepare them, and the outputs.",
         "",
         format_card_table(pathlib.PurePath(name), facts),
@@ -303,7 +310,7 @@ def format_section(name: str, facts: Mapping[str, Any]) -> list[str]:
         f"{card['threads']} threads, batch size {card['batch_size']}. Files took "
         "turns; brackets at times have the lowest and highest turn, and *times as "
         "fast* is the median of the turns' ratios. Outputs are compared with the "
-        f"dense file's on {num_images} images{history}.{few_text} Brackets have 95 % "
+        f"dense file's on {num_images} images{int8_text}.{few_text} Brackets have 95 % "
         "intervals. The last rows compare the dense file's outputs for changed "
         "images, and its outputs in another order (*shuffled*), which is chance.",
     ]

@@ -37,7 +37,7 @@ from imagepiece_jax.models.pretrained import Pretrained, check_loaded
 class Export:
     """The arguments of `export`, checked, and what follows from them."""
 
-    vit: Pretrained  # with plain attention, which has a graph, once it is made
+    pretrained: Pretrained  # with plain attention, which has a graph, once it is made
     out: str | os.PathLike
     batch_size: int | None = None
     gelu: str | None = None
@@ -48,43 +48,45 @@ class Export:
     images: Any = None
 
     def __post_init__(self) -> None:
-        check_loaded(self.vit)
+        check_loaded(self.pretrained)
+        model = self.pretrained.model
         if self.batch_size is not None:
             check_range("batch_size", self.batch_size, 1, whole=True)
-        check_gelu(self.vit.model, self.gelu)
+        check_gelu(model, self.gelu)
         check_choice("dtype", self.dtype, tower.DTYPE_SUFFIXES)
         if self.layout is not None:
             check_choice("layout", self.layout, tower.PROGRAM_LAYOUTS)
             check_choice("output (the layout decides it)", self.output, ["logits"])
         if self.dtype == "int8" and self.images is None:
             raise InputError("dtype is 'int8', which needs --images to calibrate")
-        for layer in self.vit.model.plan:
+        for layer in model.plan:
             # A step that keeps all tokens has no counts, and draws nothing.
             if layer.step and layer.counts:
                 if layer.step.reducer.draws_random(layer.counts, train=False):
-                    reduction = self.vit.typed_reduction
+                    reduction = self.pretrained.typed_reduction
                     reason = "which draws random numbers: it has no graph"
                     raise InputError(f"reduction is {reduction}, {reason}")
-        config = self.vit.config
-        config = config.with_arch(gelu=self.gelu or config.arch.gelu)
+        config = model.config.with_arch(gelu=self.gelu or model.config.arch.gelu)
         # int8 is made of the float32 graph.
         graph_dtype = "float32" if self.dtype == "int8" else self.dtype
         execution = make_execution(config, graph_dtype, "xla")
-        model = self.vit.model.clone(config=config, execution=execution)
-        self.vit = vit = dataclasses.replace(self.vit, model=model)
+        model = model.clone(config=config, execution=execution)
+        self.pretrained = dataclasses.replace(self.pretrained, model=model)
         self.layout_files: dict[str, Any] = {}  # {path in the folder: JSON value}
-        sizes = (self.batch_size, self.pixels)
+        options = {"batch_size": self.batch_size, "takes_pixels": self.pixels}
         if self.layout is None:
-            self.interface = ProgramInterface(vit, self.output, *sizes)
+            interface = ProgramInterface(self.pretrained, self.output, **options)
             self.graph_file = choose_graph_file(self.out, self.dtype)
             self.folder = self.graph_file.parent
         else:
-            self.interface = tower.make_interface(vit, self.layout, *sizes)
+            layout = tower.PROGRAM_LAYOUTS[self.layout]
+            interface = tower.make_interface(self.pretrained, self.layout, **options)
             self.folder = pathlib.Path(self.out).expanduser()
-            place = (self.folder, self.layout, vit)
-            self.graph_file = tower.find_graph_file(*place, self.dtype)
-            tower.check_layout_folder(*place, self.graph_file)
-            self.layout_files = tower.PROGRAM_LAYOUTS[self.layout].files(vit)
+            layout_folder = (self.folder, self.layout, self.pretrained)
+            self.graph_file = tower.find_graph_file(*layout_folder, self.dtype)
+            tower.check_layout_folder(*layout_folder, self.graph_file)
+            self.layout_files = layout.files(self.pretrained)
+        self.interface = interface
         title = self.file_format.FORMAT_TITLE
         check_choice(f"dtype for {title}", self.dtype, self.file_format.FORMAT_DTYPES)
         if self.batch_size is None and not self.file_format.HAS_OPEN_BATCH:
@@ -95,16 +97,15 @@ class Export:
         """The module of the graph's format."""
         return program.import_format(self.graph_file)
 
-    def make_program(self) -> tuple[Any, dict[str, Any]]:
+    def make_graph_and_facts(self) -> tuple[Any, dict[str, Any]]:
         """Make a float32 or float16 graph, and the facts about it."""
         with announced_work("exporting the model"):
             graph = self.file_format.build_graph(self.interface)
         facts = program_facts.collect_facts(self.interface)
         facts |= self.file_format.FORMAT_FACTS
         facts |= {"layout": self.layout, "dtype": self.dtype}
-        float32_parts = self.interface.vit.model.execution.float32_parts
-        facts["float32_parts"] = list(float32_parts)
-        return graph, facts
+        execution = self.interface.pretrained.model.execution
+        return graph, facts | {"float32_parts": list(execution.float32_parts)}
 
     def write_program(self, file: pathlib.Path, graph: Any, facts: dict) -> None:
         """Write a graph, its weights and its JSON; `facts` get the weights' name."""
@@ -113,15 +114,16 @@ class Export:
             facts["external_data"] = weights_file.name
         program_facts.write_program_facts(file, facts)
 
-    def quantize(self, graph: Any, facts: dict, pixels: np.ndarray) -> Any:
-        """Quantize a float32 graph to int8.
+    def quantize(self, float32_graph: Any, facts: dict, pixels: np.ndarray) -> Any:
+        """Return the int8 graph of a float32 graph, which has these `facts`.
 
         pixels: calibrate it, uint8 [images, H, W, 3]
         """
         message = f"calibrating int8 with {len(pixels)} images, which takes minutes"
         with tempfile.TemporaryDirectory() as folder, announced_work(message):
             file = pathlib.Path(folder, self.graph_file.name)
-            self.write_program(file, graph, dict(facts))
+            # A copy: `facts` must not name the weights of a temporary file.
+            self.write_program(file, float32_graph, dict(facts))
             return self.file_format.quantize_graph(program.open_program(file), pixels)
 
     def make_card(self, file: pathlib.Path, images: card.CardImages) -> dict[str, Any]:
@@ -130,28 +132,32 @@ class Export:
         Raises InputError for outputs that are not finite.
         """
         with tempfile.TemporaryDirectory() as folder:
-            ending = "" if self.layout else self.graph_file.suffix
-            out = pathlib.Path(folder, f"dense{ending}")
-            dense_vit = self.vit.with_reduction(None)
-            dense = dataclasses.replace(self, vit=dense_vit, out=out, dtype="float32")
-            dense.graph_file.parent.mkdir(parents=True, exist_ok=True)
-            dense.write_program(dense.graph_file, *dense.make_program())
+            ending = "" if self.layout else self.graph_file.suffix  # a layout: a folder
+            dense_export = dataclasses.replace(
+                self,
+                pretrained=self.pretrained.with_reduction(None),
+                out=pathlib.Path(folder, f"dense{ending}"),
+                dtype="float32",
+            )
+            dense_file = dense_export.graph_file
+            dense_file.parent.mkdir(parents=True, exist_ok=True)
+            dense_export.write_program(dense_file, *dense_export.make_graph_and_facts())
             has_logits = "logits" in self.interface.output_names
-            has_classes = has_logits and self.vit.config.head.has_classes
-            files_of_pair = {"file": file, "dense": dense.graph_file}
-            measured = card.compare_with_dense_file(files_of_pair, images, has_classes)
-        return card.card_facts(self.vit) | measured
+            has_classes = has_logits and self.pretrained.config.head.has_classes
+            file_and_dense = {"file": file, "dense": dense_file}
+            facts = card.compare_with_dense_file(file_and_dense, images, has_classes)
+        return card.card_facts(self.pretrained) | facts
 
     def put_in_place(self, staging: pathlib.Path) -> None:
         """Move the files of a folder `staging` into the export's folder."""
         earlier_facts = program_facts.read_facts(self.graph_file)
-        earlier_weights = str(earlier_facts.get("external_data"))
+        earlier_weights = str(earlier_facts.get("external_data"))  # a file's name
         staged_graph = staging / self.graph_file.relative_to(self.folder)
         graph, *weights = program_facts.program_files(staged_graph)
         # A kill leaves no graph without its weights, and no JSON before its graph.
-        first = [*weights, graph, program_facts.facts_file(graph)]
+        first_files = [*weights, graph, program_facts.facts_file(graph)]
         all_files = filter(pathlib.Path.is_file, staging.rglob("*"))
-        staged_files = dict.fromkeys([*first, *all_files])  # each once
+        staged_files = dict.fromkeys([*first_files, *all_files])  # each once
         # These know no digest: a kill must not leave them beside another graph.
         for name in self.layout_files:
             (self.folder / name).unlink(missing_ok=True)
@@ -164,8 +170,8 @@ class Export:
         # Only a name that `onnx_format.write_graph` gives: anyone may have changed the
         # JSON.
         pattern = rf"{re.escape(self.graph_file.name)}\.[0-9a-f]{{16}}\.data"
-        is_ours = re.fullmatch(pattern, earlier_weights)
-        if is_ours and earlier_weights not in [file.name for file in weights]:
+        is_own_name = re.fullmatch(pattern, earlier_weights) is not None
+        if is_own_name and earlier_weights not in [file.name for file in weights]:
             self.graph_file.with_name(earlier_weights).unlink(missing_ok=True)
 
 
@@ -198,21 +204,22 @@ def export(vit: Pretrained, out: str | os.PathLike, **options: Any) -> pathlib.P
     """
     job = Export(vit, out, **options)
     vit.warn_of_untrained()
+    calibrates = job.dtype == "int8"
     card_images = sampled_pixels = calibration_pixels = None
     if job.images is not None:
         extras.check_installed("a card", job.file_format.RUNTIME_MODULE)
-        card.check_card(job.folder, job.graph_file, job.vit, job.output)
-        card_images = card.read_card_images(job.vit, job.images, job.dtype == "int8")
+        card.check_card(job.folder, job.graph_file, job.pretrained, job.output)
+        card_images = card.read_card_images(job.pretrained, job.images, calibrates)
         sampled_pixels = calibration_pixels = card_images.calibration_pixels
         if calibration_pixels is None:
             sampled_pixels = card_images.compared_pixels
     # Seconds in float32 find numbers that are not finite before a file is written, and
     # those too large for float16.
-    part_maxima = largest_numbers.find_largest_numbers(job.vit, sampled_pixels)
+    part_maxima = largest_numbers.find_largest_numbers(job.pretrained, sampled_pixels)
     if job.dtype == "float16":
-        model = largest_numbers.with_float32_parts(job.vit.model, part_maxima)
-        job.interface.vit = dataclasses.replace(job.vit, model=model)
-    graph, facts = job.make_program()
+        model = largest_numbers.with_float32_parts(job.pretrained.model, part_maxima)
+        job.interface.pretrained = dataclasses.replace(job.pretrained, model=model)
+    graph, facts = job.make_graph_and_facts()
     if calibration_pixels is not None:
         graph = job.quantize(graph, facts, calibration_pixels)
     facts["self_test"] = self_test.expected_facts(job.interface, job.dtype)
@@ -256,7 +263,7 @@ def choose_graph_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib
     graph_file = path
     is_folder = path.is_dir() or not path.suffix
     if is_folder:
-        ending = next(iter(program.FORMAT_MODULES))
+        ending = next(iter(program.FORMAT_MODULES))  # .onnx
         graph_file = path / f"model{tower.DTYPE_SUFFIXES[dtype]}{ending}"
     if not program.is_exported(graph_file):
         rule = f"a file ends in {' or '.join(program.FORMAT_MODULES)}, a folder in none"

@@ -41,8 +41,8 @@ class FileProgram(ExportedProgram):
     def __call__(
         self, pixels: np.ndarray, name: str = "logits", batch_size: int | None = None
     ) -> np.ndarray:
-        if name not in self.output_names:
-            names = self.output_names
+        names = self.output_names
+        if name not in names:
             raise InputError(f"{self.origin.title} has {names}, and no {name}")
         output_batches = []
         for images in self.prepared_batches(pixels, batch_size):
@@ -60,9 +60,10 @@ class FileProgram(ExportedProgram):
     def prepared_images(self, pixels: np.ndarray) -> np.ndarray:
         """Prepare uint8 [B, H, W, 3] as the file's input."""
         images = np.asarray(pixels)
-        if self.facts["input"]["dtype"] != "uint8":
+        input_facts = self.facts["input"]
+        if input_facts["dtype"] != "uint8":
             images = np.asarray(normalize(images, self.config.mean, self.config.std))
-        if self.facts["input"]["shape"][1] == 3:  # [B, 3, H, W]
+        if input_facts["shape"][1] == 3:  # [B, 3, H, W]
             images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         return images
 
@@ -101,13 +102,13 @@ def open_described(
         )
     with content_errors(json_file):
         make_call = open_runtime(path, facts)
-        fields: dict[str, Any] = _without_type_names(facts["model"])
-        fields["arch"] = Architecture(**fields["arch"])
-        preprocessing = dict(facts["preprocessing"])
-        preprocessing.pop("resized", None)  # for readers: no field of Preprocessing
-        image_size = tuple(preprocessing.pop("image_size"))
-        fields["preprocessing"] = Preprocessing(image_size, **preprocessing)
-        config = ViTConfig(**fields)
+        config_fields: dict[str, Any] = _without_type_names(facts["model"])
+        arch = Architecture(**config_fields.pop("arch"))
+        sizes_and_crop = dict(facts["preprocessing"])
+        sizes_and_crop.pop("resized", None)  # for readers: no field of Preprocessing
+        image_size = tuple(sizes_and_crop.pop("image_size"))  # JSON has a list
+        config_fields["preprocessing"] = Preprocessing(image_size, **sizes_and_crop)
+        config = ViTConfig(arch=arch, **config_fields)
         model = build_model(config, facts["method"]).with_execution(
             dtype=np.dtype(facts["dtype"]), attention_impl=file_format.RUNTIME_TITLE
         )

@@ -29,7 +29,9 @@ STEM_PART = "patch_embed"
 EMBEDDING_METHODS = ("_embed_images", "_prefix_tokens", "_add_positions")
 
 
-def find_largest_numbers(vit: Pretrained, images: np.ndarray | None = None) -> dict:
+def find_largest_numbers(
+    pretrained: Pretrained, images: np.ndarray | None = None
+) -> dict:
     """Find the largest weight, input or result of every part, in float32.
 
     The parts are in the order of computation, named as in `Execution.float32_parts`.
@@ -37,27 +39,30 @@ def find_largest_numbers(vit: Pretrained, images: np.ndarray | None = None) -> d
     images: uint8 [B, H, W, 3], of which a few are used besides this package's own
     Raises InputError if the model's outputs are not finite.
     """
-    model = vit.with_default_execution().model
-    model, variables = optimize.fold_and_cast(model, vit.variables)
+    model = pretrained.with_default_execution().model
+    model, variables = optimize.fold_and_cast(model, pretrained.variables)
     part_names = []
 
     @jax.jit
     def compute_maxima(variables, images):
         maxima = find_part_maxima(model, variables, images)
-        part_names[:] = maxima  # in order, which jit would not keep in a dict
+        part_names[:] = maxima  # in order: jit would sort a dict by its keys
         return [*maxima.values()]
 
     part_maxima = {}
-    batches = [sample_photographs(vit.image_size)]
+    pixel_batches = [sample_photographs(pretrained.image_size)]
     if images is not None:
-        batches.append(images[:: math.ceil(len(images) / MAX_SAMPLED_IMAGES)])
+        pixel_batches.append(images[:: math.ceil(len(images) / MAX_SAMPLED_IMAGES)])
     with announced_work("finding the largest numbers"):
-        for pixels in batches:
-            normalized_images = normalize(pixels, vit.config.mean, vit.config.std)
+        for pixels in pixel_batches:
+            normalized_images = normalize(
+                pixels, pretrained.config.mean, pretrained.config.std
+            )
             batch_maxima = jax.device_get(compute_maxima(variables, normalized_images))
-            for part, number in zip(part_names, batch_maxima, strict=True):
-                part_maxima[part] = max(part_maxima.get(part, 0.0), float(number))
+            for part, maximum in zip(part_names, batch_maxima, strict=True):
+                part_maxima[part] = max(part_maxima.get(part, 0.0), float(maximum))
     if not math.isfinite(part_maxima.pop("outputs")):
+        # Of equal numbers, `max` finds the first: the first infinite part.
         first_part = max(part_maxima, key=lambda part: part_maxima[part])
         raise InputError(f"the model's outputs are not finite, from {first_part} on")
     return part_maxima
@@ -71,7 +76,8 @@ def find_part_maxima(
     A part's numbers are its weights, its layers' inputs and their results.
     """
     maxima_of_part = {}
-    # A layer's result is the next one's input. Kept arrays keep their ids.
+    # A layer's result is the next one's input. The arrays stay here, because a new
+    # array could have the id of one that is gone.
     noted_arrays = {}
 
     def note_numbers(part, arrays):
@@ -94,8 +100,9 @@ def find_part_maxima(
             note_numbers(STEM_PART, result)
         if context.method_name == Attention.project_heads.__name__:
             # No layer returns the logits of attention: lengths bound them.
-            lengths = [jnp.linalg.norm(rows, axis=-1) for rows in result[:2]]
-            bound = jnp.max(lengths[0]) * jnp.max(lengths[1])
+            query_lengths = jnp.linalg.norm(result.query, axis=-1)
+            key_lengths = jnp.linalg.norm(result.key, axis=-1)
+            bound = jnp.max(query_lengths) * jnp.max(key_lengths)
             note_numbers(path[0], bound * result.query.shape[-1] ** -0.5)
         return result
 
@@ -113,10 +120,11 @@ def with_float32_parts(model: ViT, part_maxima: dict[str, float]) -> ViT:
     part_maxima: from `find_largest_numbers`
     Raises InputError if no block is left for float16.
     """
-    large_parts = [part for part in part_maxima if part_maxima[part] > FLOAT16_LIMIT]
-    exempt = (STEM_PART, *ALWAYS_FLOAT32_PARTS)
-    large_parts = [part for part in large_parts if not part.startswith(exempt)]
+    fixed_prefixes = (STEM_PART, *ALWAYS_FLOAT32_PARTS)  # whatever their numbers
+    parts = [part for part in part_maxima if not part.startswith(fixed_prefixes)]
+    large_parts = [part for part in parts if part_maxima[part] > FLOAT16_LIMIT]
     if sum(part.startswith("blocks_") for part in large_parts) == model.depth:
-        number = f"{part_maxima[large_parts[0]]:.3g} in {large_parts[0]}"
-        raise InputError(f"float16 ends at 65504, near {number}: export float32")
+        example = f"{part_maxima[large_parts[0]]:.3g} in {large_parts[0]}"
+        # The message has float16's own limit, twice FLOAT16_LIMIT.
+        raise InputError(f"float16 ends at 65504, near {example}: export float32")
     return model.with_execution(float32_parts=(STEM_PART, *large_parts))

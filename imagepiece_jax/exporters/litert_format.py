@@ -46,8 +46,8 @@ def build_graph(interface: ProgramInterface) -> bytes:
 
     Raises InputError if the converter refuses the model.
     """
-    vit = interface.vit
-    model, variables = optimize.fold_and_cast(vit.model, vit.variables)
+    pretrained = interface.pretrained
+    model, variables = optimize.fold_and_cast(pretrained.model, pretrained.variables)
     is_half = model.execution.dtype == np.float16
     # CPUs have no kernels for float16: they read weights of that type as float32.
     model = model.with_execution(dtype=np.dtype("float32"))
@@ -63,10 +63,9 @@ def build_graph(interface: ProgramInterface) -> bytes:
         ):
             return forward(variables, images)
 
-    export = jax.export.export(jax.jit(compute_outputs), platforms=["cpu"])
-    stablehlo_bytes = export(interface.input_spec).mlir_module_serialized
-    names = interface.input_name, interface.output_names
-    flatbuffer = convert_program(stablehlo_bytes, *names)
+    export_function = jax.export.export(jax.jit(compute_outputs), platforms=["cpu"])
+    exported = export_function(interface.input_spec)
+    flatbuffer = convert_program(exported.mlir_module_serialized, interface)
     return with_half_constants(flatbuffer) if is_half else flatbuffer
 
 
@@ -75,16 +74,14 @@ def converter_gelu(x: jax.Array, variant: str = "exact") -> jax.Array:
     if variant != "exact":  # "tanh" is recognized, and "quick" has two operators
         return gelu.plain_gelu(x, variant)
 
-    def exact_gelu(x, approximate):
+    def exact_gelu(x, approximate):  # an attribute of the composite
         return gelu.plain_gelu(x, variant)
 
     composite = jax.lax.composite(exact_gelu, "aten.gelu.default")
     return composite(x, approximate="none")
 
 
-def convert_program(
-    stablehlo_bytes: bytes, input_name: str, output_names: list[str]
-) -> bytes:
+def convert_program(stablehlo_bytes: bytes, interface: ProgramInterface) -> bytes:
     """Convert a portable StableHLO artifact to a flatbuffer with a signature."""
     # Modules as values: type checkers find no stubs for them.
     ir = importlib.import_module("litert_converter.mlir.ir")
@@ -100,7 +97,8 @@ def convert_program(
             config = converter.ConvertToTFLConfig()
             passes = passmanager.PassManager()
             converter.run_convert_to_tfl_passes(module, passes, config)
-            names = "serving_default", [input_name], output_names
+            input_names = [interface.input_name]
+            names = "serving_default", input_names, interface.output_names
             converter.set_signature(module.operation, *names)
             return converter.export_flatbuffer_to_bytes(module.operation)
     except Exception as error:  # the converter's errors share no class
@@ -113,9 +111,10 @@ def with_half_constants(flatbuffer: bytes) -> bytes:
     flatbuffers = importlib.import_module("flatbuffers")
     schema = importlib.import_module("litert_converter.schema_py_generated")
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(flatbuffer, 0))
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
-    model.operatorCodes.append(code)
+    dequantize_code = schema.OperatorCodeT()
+    dequantize_code.builtinCode = schema.BuiltinOperator.DEQUANTIZE
+    dequantize_code.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
+    model.operatorCodes.append(dequantize_code)
     (graph,) = model.subgraphs
     half_buffers = set()
     dequantizing_operators = []
@@ -123,7 +122,7 @@ def with_half_constants(flatbuffer: bytes) -> bytes:
         buffer = model.buffers[tensor.buffer]
         if tensor.type != schema.TensorType.FLOAT32 or buffer.data is None:
             continue
-        if tensor.buffer not in half_buffers:
+        if tensor.buffer not in half_buffers:  # tensors may share a buffer
             values = np.asarray(buffer.data, np.uint8).view(np.float32)
             with np.errstate(over="ignore"):
                 half_values = values.astype(np.float16)
@@ -143,6 +142,7 @@ def with_half_constants(flatbuffer: bytes) -> bytes:
         operator.outputs = [index]
         graph.tensors.append(half_tensor)
         dequantizing_operators.append(operator)
+    # Operators run in this order.
     graph.operators = dequantizing_operators + graph.operators
     builder = flatbuffers.Builder(len(flatbuffer))
     builder.Finish(model.Pack(builder), b"TFL3")
@@ -163,18 +163,19 @@ def open_file(path: AnyPath, threads: int | None = None) -> file_program.FilePro
         num_threads = threads or available_cores()
         interpreter = litert.Interpreter(str(path), num_threads=num_threads)
         interpreter.allocate_tensors()
-        (entry,) = interpreter.get_input_details()
+        (input_detail,) = interpreter.get_input_details()
+        # The facts have one output, or a list.
         output_names = [output["name"] for output in np.ravel(facts["output"])]
         indices = [detail["index"] for detail in interpreter.get_output_details()]
         index_of_output = dict(zip(output_names, indices, strict=True))
 
         def make_call(images, names):
-            wanted = [index_of_output[name] for name in names or output_names]
+            output_indices = [index_of_output[name] for name in names or output_names]
 
             def call():
-                interpreter.set_tensor(entry["index"], images)
+                interpreter.set_tensor(input_detail["index"], images)
                 interpreter.invoke()
-                return [interpreter.get_tensor(index) for index in wanted]
+                return [interpreter.get_tensor(index) for index in output_indices]
 
             return call
 

@@ -55,14 +55,14 @@ def build_graph(interface: ProgramInterface) -> "ModelProto":
     are fixed except the batch. Weights and layers have the model's dtype. In a 16-bit
     dtype norms, softmax, the head, and scores and order of reductions stay float32.
     """
-    vit = interface.vit
-    model, variables = optimize.fold_and_cast(vit.model, vit.variables)
-    spec = interface.input_spec
+    pretrained = interface.pretrained
+    model, variables = optimize.fold_and_cast(pretrained.model, pretrained.variables)
+    input_spec = interface.input_spec
     with nodes.marked_functions(), kernels.reference_forms():
         forward = interface.make_forward_function(model)
-        jaxpr = jax.make_jaxpr(forward)(variables, spec)
-    input_dtype = np.dtype(spec.dtype)
-    images = onnx_graph.Value(spec.shape, input_dtype, interface.input_name)
+        jaxpr = jax.make_jaxpr(forward)(variables, input_spec)
+    input_dtype = np.dtype(input_spec.dtype)
+    images = onnx_graph.Value(input_spec.shape, input_dtype, interface.input_name)
     graph = onnx_graph.Graph(images)
     # Weights are named first: initializers have the parameters' names ("head.bias").
     weights = []
@@ -127,8 +127,9 @@ def quantize_graph(
     model = onnx.load(path)
     batches = program.prepared_batches(pixels, 1)
     input_name = program.facts["input"]["name"]
-    inputs_by_name = ({input_name: images} for images in batches)
-    batch_reader = types.SimpleNamespace(get_next=lambda: next(inputs_by_name, None))
+    inputs_of_calls = ({input_name: images} for images in batches)
+    # The reader's one method; None: no more images.
+    batch_reader = types.SimpleNamespace(get_next=lambda: next(inputs_of_calls, None))
     data_reader = cast(quantization.CalibrationDataReader, batch_reader)
     add_pre_process_metadata(model)  # all shapes are known: nothing to preprocess
     with tempfile.TemporaryDirectory() as folder:
@@ -166,6 +167,7 @@ def list_weight_products(graph: "GraphProto") -> list[str]:
         if node.op_type in DECISION_OPERATORS or not live_names & {*output_names}:
             continue
         live_names |= {*node.input}
+        # The second input is the weight.
         if node.op_type in QUANTIZED_OPERATORS and node.input[1] in weight_names:
             product_names.append(node.name)
     return product_names
@@ -183,7 +185,7 @@ def open_file(
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cores()
         providers = onnxruntime.get_available_providers()
-        if threads is not None:
+        if threads is not None:  # of the CPU: GPUs have no number of threads
             providers = ["CPUExecutionProvider"]
         try:
             session = onnxruntime.InferenceSession(path, options, providers=providers)

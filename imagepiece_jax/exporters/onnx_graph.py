@@ -118,8 +118,7 @@ class Graph:
             floats = add_floats(shapes, np.float32, **attributes)
             return [self.cast(value, bool) for value in floats]
         input_names = tuple(map(self.name_value, operands))
-        attribute_texts = sorted((k, str(v)) for k, v in attributes.items())
-        node_key = (kind, input_names, tuple(attribute_texts))
+        node_key = (kind, input_names, *sorted(map(str, attributes.items())))
         if node_key in self._known_outputs:
             return self._known_outputs[node_key]
         names = [self._new_name(kind) for _ in shapes]
@@ -216,12 +215,12 @@ class Graph:
     def transpose(self, value: Value, order: Sequence[int]) -> Value:
         """Transpose a Value. Two transposes in a row become one."""
         value, source_order = self.source_and_order(value)
-        order = tuple(source_order[i] for i in order)
+        order = tuple(source_order[axis] for axis in order)
         if order == tuple(range(value.ndim)):
             return value
         if value.array is not None:
             return Value.constant(value.array.transpose(order))
-        shape = tuple(value.shape[i] for i in order)
+        shape = tuple(value.shape[axis] for axis in order)
         return self.add_node("Transpose", [value], shape, value.dtype, perm=order)
 
     def source_and_order(self, value: Value) -> tuple[Value, Sequence[int]]:
@@ -242,22 +241,23 @@ class Graph:
         if (start, limit, stride) == (0, shape[axis], 1):
             return value
         shape[axis] = math.ceil((limit - start) / stride)
-        kind, concat_parts, attributes = self._node_of_value[value.name]
-        if kind == "Concat" and attributes["axis"] == axis and stride == 1:
-            ends = itertools.accumulate(part.shape[axis] for part in concat_parts)
-            for part, end in zip(concat_parts, ends, strict=True):
-                if (start, limit) == (end - part.shape[axis], end):
-                    return part
+        source_kind, sources, attributes = self._node_of_value[value.name]
+        # A slice that is one part of a concatenation needs no node.
+        if source_kind == "Concat" and attributes["axis"] == axis and stride == 1:
+            ends = itertools.accumulate(source.shape[axis] for source in sources)
+            for source, end in zip(sources, ends, strict=True):
+                if (start, limit) == (end - source.shape[axis], end):
+                    return source
         operands = [value, [start], [limit], [axis], [stride]]
         return self.add_node("Slice", operands, shape, value.dtype)
 
     def source_and_start(self, value: Value, axis: int) -> tuple[Value, int]:
         """(source, start) of rows sliced along `axis`; any other Value and 0."""
         kind, operands, _ = self._node_of_value[value.name]
-        numbers = [operand.array for operand in operands[1:]]
-        if kind == "Slice" and numbers[2:] == [axis, 1]:
-            (start,) = np.asarray(numbers[0])
-            return operands[0], int(start)
+        if kind == "Slice":
+            source, starts, _, axes, strides = operands
+            if (axes.array, strides.array) == (axis, 1):
+                return source, np.asarray(starts.array).item()
         return value, 0
 
     def expand(self, value: Value, shape: Shape) -> Value:
@@ -268,17 +268,18 @@ class Graph:
         if value.array is not None and not any(map(is_open_side, shape)):
             return Value.constant(np.broadcast_to(value.array, shape))
         own_sides = [1] * (len(shape) - value.ndim) + [*value.shape]
-        opened_sides = [
-            b if is_open_side(b) else a for a, b in zip(own_sides, shape, strict=True)
-        ]
+        opened_sides = []
+        for own_side, side in zip(own_sides, shape, strict=True):
+            opened_sides.append(side if is_open_side(side) else own_side)
         if opened_sides != own_sides:
-            numeric_value = self.as_number(self.reshape(value, own_sides))
-            zeros = self._open_zeros(opened_sides, numeric_value.dtype)
-            terms = [numeric_value, zeros]
-            numeric_value = self.add_node("Add", terms, opened_sides, zeros.dtype)
-            value = self.cast(numeric_value, value.dtype)
+            numbers = self.as_number(self.reshape(value, own_sides))
+            zeros = self._open_zeros(opened_sides, numbers.dtype)
+            sums = self.add_node("Add", [numbers, zeros], opened_sides, zeros.dtype)
+            value = self.cast(sums, value.dtype)
         # Sides that the Value has are 1 here, so that many nodes share these sides.
-        repeats = [1 if a == b else b for a, b in zip(opened_sides, shape, strict=True)]
+        repeats = []
+        for opened_side, side in zip(opened_sides, shape, strict=True):
+            repeats.append(1 if opened_side == side else side)
         if any(side != 1 for side in repeats):
             return self.add_node("Expand", [value, repeats], shape, value.dtype)
         return self.reshape(value, opened_sides)
@@ -318,12 +319,12 @@ class Graph:
         inputs: Values, and numbers of the first Value's dtype
         dtype: of the result; None: the first input's
         """
-        number_dtype = next(x.dtype for x in inputs if isinstance(x, Value))
+        number_dtype = next(each.dtype for each in inputs if isinstance(each, Value))
         operands = []
-        for x in inputs:
-            if not isinstance(x, Value):
-                x = Value.constant(x, number_dtype)
-            operands.append(x)
+        for operand in inputs:
+            if not isinstance(operand, Value):
+                operand = Value.constant(operand, number_dtype)
+            operands.append(operand)
         shape = broadcast_shapes(*[operand.shape for operand in operands])
         if dtype is None:
             dtype = operands[0].dtype
@@ -332,6 +333,7 @@ class Graph:
         source_kind, sources, _ = self._node_of_value[operands[-1].name]
         if (kind, source_kind) == ("Mul", "Reciprocal"):
             return self.add_elementwise("Div", operands[0], *sources)
+        # A constant comes last, where the simpler forms look for it.
         if kind in ("Add", "Mul") and operands[0].array is not None:
             operands = operands[::-1]
         last_array = operands[-1].array
@@ -339,33 +341,33 @@ class Graph:
             simplified_result = self._simplified_result(kind, operands[0], last_array)
             if simplified_result:
                 return simplified_result
-        value, *other_operands = sorted(operands, key=lambda v: v.array is not None)
+        value, *other_operands = sorted(operands, key=_is_constant)
         source, order = self.source_and_order(value)
-        are_constants = all(operand.array is not None for operand in other_operands)
+        are_constants = all(map(_is_constant, other_operands))
         # A node of one transposed Value and constants is added before the transpose. So
         # the transposes between several convolutions come together and cancel.
         if source is not value and are_constants and source.ndim == len(shape):
             inverse_order = np.argsort(order).tolist()
             sources = [_transposed_constant(each, inverse_order) for each in operands]
             sources[operands.index(value)] = source
-            out = self.add_elementwise(kind, *sources, dtype=dtype, **attributes)
-            return self.transpose(out, order)
+            result = self.add_elementwise(kind, *sources, dtype=dtype, **attributes)
+            return self.transpose(result, order)
         return self.add_node(kind, operands, shape, dtype, **attributes)
 
-    def _add_extremum(self, kind, a, b):
-        """Max or Min, which WebGPU has for numbers only (Clip)."""
-        if a.array is not None:
-            a, b = b, a
-        if b.array is not None and b.array.size == 1:
-            limit = b.array.reshape(())
+    def _add_extremum(self, kind, *operands):
+        """Max or Min of two Values, which WebGPU has for one number only (Clip)."""
+        value, other = sorted(operands, key=_is_constant)
+        if other.array is not None and other.array.size == 1:
+            limit = other.array.reshape(())
             if (kind, limit) == ("Max", 0):
-                return self.add_elementwise("Relu", a)
+                return self.add_elementwise("Relu", value)
             infinity = np.asarray(np.inf, limit.dtype)
             limits = (limit, infinity) if kind == "Max" else (-infinity, limit)
-            return self.add_node("Clip", [a, *limits], a.shape, a.dtype)
+            return self.add_node("Clip", [value, *limits], value.shape, value.dtype)
         comparison = "Greater" if kind == "Max" else "Less"
-        a_wins = self.add_elementwise(comparison, a, b, dtype=bool)
-        return self.add_node("Where", [a_wins, a, b], a_wins.shape, a.dtype)
+        is_chosen = self.add_elementwise(comparison, value, other, dtype=bool)
+        operands = [is_chosen, value, other]
+        return self.add_node("Where", operands, is_chosen.shape, value.dtype)
 
     def _simplified_result(self, kind, value, number):
         """The Value itself, a mean for a divided sum, or None for any other operation.
@@ -423,8 +425,8 @@ class Graph:
         result = self.add_node(kind, [value, axes], shape, value.dtype, keepdims=1)
         if keepdims:
             return result
-        kept_sides = [side for i, side in enumerate(value.shape) if i not in axes]
-        return self.reshape(result, kept_sides)
+        other_axes = [axis for axis in range(value.ndim) if axis not in axes]
+        return self.reshape(result, [value.shape[axis] for axis in other_axes])
 
 
 def _as_operand(node_input):
@@ -437,6 +439,10 @@ def _as_operand(node_input):
     # Sides and axes are int64 in ONNX; `Value.constant` would make them float32.
     numbers = np.asarray(numbers, np.int64, order="C")
     return Value(numbers.shape, numbers.dtype, array=numbers)
+
+
+def _is_constant(value):
+    return value.array is not None
 
 
 def is_open_side(side: Any) -> bool:

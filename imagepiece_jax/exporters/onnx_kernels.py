@@ -10,7 +10,7 @@ from imagepiece_jax.kernels.gelu import QUICK_GELU_FACTOR
 
 
 def add_layer_norm(graph, x, scale, bias, dtype, eps=1e-6):
-    x = graph.cast(x, np.float32)
+    x = graph.cast(x, np.float32)  # norms are float32 in every dtype
     options = {"axis": -1, "epsilon": float(eps)}
     operands = [x, scale, bias]
     rows = graph.add_node("LayerNormalization", operands, x.shape, x.dtype, **options)
@@ -27,7 +27,10 @@ def add_gelu(graph, x, variant="exact"):
 
 
 def add_attention_map(graph, query, key, key_bias=None, mask=None):
-    """Attention weights [B, H, Q, N]; None, so no node of its own, with a mask."""
+    """Attention weights [B, H, Q, N]; None, so no node of its own, with a mask.
+
+    query, key: [B, Q or N, H, head_dim]; key_bias: [B, N]
+    """
     if mask is not None:
         return None
     # The few queries are scaled, not all products.
@@ -38,7 +41,8 @@ def add_attention_map(graph, query, key, key_bias=None, mask=None):
     logits = graph.add_node("MatMul", [query, key], shape, query.dtype)
     logits = graph.cast(logits, np.float32)
     if key_bias is not None:
-        batch, n = key_bias.shape
-        bias = graph.reshape(graph.cast(key_bias, np.float32), (batch, 1, 1, n))
+        batch, num_keys = key_bias.shape
+        bias = graph.cast(key_bias, np.float32)
+        bias = graph.reshape(bias, (batch, 1, 1, num_keys))
         logits = graph.add_elementwise("Add", logits, bias)
     return graph.add_node("Softmax", [logits], shape, np.float32, axis=-1)

@@ -56,7 +56,8 @@ def _add_equation(graph, equation, operands):
         function_name, args, options = nodes.read_marked_call(equation, operands)
         results = getattr(onnx_kernels, f"add_{function_name}")(graph, *args, **options)
         if results is None:  # no operators for these arguments
-            jaxpr = params.get("call_jaxpr") or params["jaxpr"]  # since 0.12, before
+            # "call_jaxpr" since JAX 0.12, "jaxpr" before.
+            jaxpr = params.get("call_jaxpr") or params["jaxpr"]
             return add_equations(graph, jaxpr, operands)
         return _as_list(results)
     if name in CALL_PRIMITIVES:
@@ -64,7 +65,7 @@ def _add_equation(graph, equation, operands):
     atom_shapes = _atom_shapes([*equation.invars, *equation.outvars])
     is_constant = not any(map(is_open_side, itertools.chain(*atom_shapes)))
     is_constant &= name != "dim_as_value"  # the open batch, as a number
-    if is_constant and all(v.array is not None for v in operands):
+    if is_constant and all(operand.array is not None for operand in operands):
         return _fold_equation(graph, equation, operands)
     if name not in PRIMITIVE_TRANSLATIONS:
         raise no_operator_error(name)
@@ -92,7 +93,7 @@ def _fold_equation(graph, equation, operands):
 def _broadcast_operands(graph, equation, operands):
     """Broadcast an equation's operands to their shapes in JAX."""
     shapes = _atom_shapes(equation.invars)
-    return [graph.expand(v, s) for v, s in zip(operands, shapes, strict=False)]
+    return [*map(graph.expand, operands, shapes)]
 
 
 def _as_list(results):
@@ -185,14 +186,15 @@ def _add_operator(graph, equation, *values):
     return graph.add_elementwise(SIMPLE_OPERATORS[name], *values)
 
 
-def _whole_quotient(graph, a, b):
-    """The integer part of a / b, toward zero, for whole numbers."""
+def _whole_quotient(graph, dividend, divisor):
+    """The integer part of dividend / divisor, toward zero, for whole numbers."""
     elementwise = graph.add_elementwise
     # Half a unit more: a GPU's quotient may be a little below the exact number.
-    dividend = elementwise("Add", elementwise("Abs", a), 0.5)
-    quotient = elementwise("Div", dividend, elementwise("Abs", b))
+    raised_dividend = elementwise("Add", elementwise("Abs", dividend), 0.5)
+    quotient = elementwise("Div", raised_dividend, elementwise("Abs", divisor))
     magnitude = elementwise("Floor", quotient)
-    is_negative = elementwise("Less", elementwise("Mul", a, b), 0, dtype=bool)
+    product = elementwise("Mul", dividend, divisor)
+    is_negative = elementwise("Less", product, 0, dtype=bool)
     operands = [is_negative, elementwise("Neg", magnitude), magnitude]
     return graph.add_node("Where", operands, magnitude.shape, magnitude.dtype)
 
@@ -222,11 +224,11 @@ def _add_formula(graph, equation, *values):
 
 
 @translates_primitive("integer_pow")
-def _add_integer_pow(graph, equation, x):
+def _add_integer_pow(graph, equation, value):
     power = equation.params["y"]
     if power == 2:
-        return graph.add_elementwise("Mul", x, x)
-    return graph.add_elementwise("Pow", x, power)
+        return graph.add_elementwise("Mul", value, value)
+    return graph.add_elementwise("Pow", value, power)
 
 
 @translates_primitive("select_n")
@@ -243,15 +245,17 @@ def _add_select(graph, equation, mask, *cases):
 
 
 @translates_primitive("convert_element_type")
-def _add_conversion(graph, equation, x):
+def _add_conversion(graph, equation, value):
     """Convert a dtype; floats become integers by rounding toward zero."""
     dtype = np.dtype(equation.params["new_dtype"])
     old_dtype = equation.invars[0].aval.dtype
     if jax.numpy.issubdtype(old_dtype, jax.numpy.floating) and dtype.kind in "iu":
-        is_negative = graph.add_elementwise("Less", x, 0, dtype=bool)
-        rounded_values = [graph.add_elementwise(kind, x) for kind in ("Ceil", "Floor")]
-        x = graph.add_node("Where", [is_negative, *rounded_values], x.shape, x.dtype)
-    return graph.cast(x, dtype)
+        is_negative = graph.add_elementwise("Less", value, 0, dtype=bool)
+        rounded_up = graph.add_elementwise("Ceil", value)
+        rounded_down = graph.add_elementwise("Floor", value)
+        operands = [is_negative, rounded_up, rounded_down]
+        value = graph.add_node("Where", operands, value.shape, value.dtype)
+    return graph.cast(value, dtype)
 
 
 @translates_primitive("copy", "stop_gradient", "optimization_barrier")
@@ -263,14 +267,15 @@ def _pass_operands(graph, equation, *values):
 
 
 @translates_primitive("broadcast_in_dim")
-def _add_broadcast(graph, equation, x, *_):
+def _add_broadcast(graph, equation, value, *_):
     sides = [1] * len(equation.params["shape"])
     axes = equation.params["broadcast_dimensions"]
-    for axis, side in zip(axes[::-1], x.shape[::-1], strict=False):
+    for axis, side in zip(axes[::-1], value.shape[::-1], strict=False):
         sides[axis] = side
-    if _without_leading_ones(sides) == _without_leading_ones(x.shape):
-        return x  # operators broadcast to the left, so an axis in front needs no node
-    return graph.reshape(x, sides)
+    # Operators broadcast to the left, so an axis in front needs no node.
+    if _without_leading_ones(sides) == _without_leading_ones(value.shape):
+        return value
+    return graph.reshape(value, sides)
 
 
 def _without_leading_ones(shape):
@@ -278,13 +283,13 @@ def _without_leading_ones(shape):
 
 
 @translates_primitive("reshape", "squeeze", expand=True)
-def _add_reshape(graph, equation, x, *_):
-    return graph.reshape(x, equation.outvars[0].aval.shape)
+def _add_reshape(graph, equation, value, *_):
+    return graph.reshape(value, equation.outvars[0].aval.shape)
 
 
 @translates_primitive("transpose", expand=True)
-def _add_transpose(graph, equation, x):
-    return graph.transpose(x, equation.params["permutation"])
+def _add_transpose(graph, equation, value):
+    return graph.transpose(value, equation.params["permutation"])
 
 
 @translates_primitive("concatenate", expand=True)
@@ -304,15 +309,15 @@ def _add_stack(graph, equation, *values):
 
 
 @translates_primitive("pad", expand=True)
-def _add_padding(graph, equation, x, fill):
+def _add_padding(graph, equation, value, fill):
     """Pad the ends of axes: ONNX's Pad has no padding between elements."""
-    out = equation.outvars[0].aval
+    shape = equation.outvars[0].aval.shape
     low, high, inner = zip(*equation.params["padding_config"], strict=True)
     if any(inner) or min(low) < 0 or min(high) < 0:
         raise no_operator_error("padding between or negative")
     if not any(low + high):
-        return x
-    return graph.add_node("Pad", [x, low + high, fill], out.shape, x.dtype)
+        return value
+    return graph.add_node("Pad", [value, low + high, fill], shape, value.dtype)
 
 
 @translates_primitive("iota")
@@ -323,44 +328,46 @@ def _index_constant(graph, equation):
     if is_open_side(shape[axis]):
         raise no_operator_error("the number of each image of an open batch")
     indices = np.arange(shape[axis], dtype=equation.params["dtype"])
-    other_axes = [i for i in range(len(shape)) if i != axis]
+    other_axes = [other for other in range(len(shape)) if other != axis]
     return Value.constant(np.expand_dims(indices, other_axes))
 
 
 @translates_primitive("slice", expand=True)
-def _add_slice(graph, equation, x):
+def _add_slice(graph, equation, value):
     params = equation.params
-    strides = params["strides"] or (1,) * x.ndim
+    strides = params["strides"] or (1,) * value.ndim
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
     for axis, (start, limit, stride) in enumerate(bounds):
-        x = graph.slice(x, axis, start, limit, stride)
-    return x
+        value = graph.slice(value, axis, start, limit, stride)
+    return value
 
 
 @translates_primitive("split", expand=True)
-def _add_split(graph, equation, x):
-    operands = [x, equation.params["sizes"]]
+def _add_split(graph, equation, value):
+    operands = [value, equation.params["sizes"]]
     shapes = _atom_shapes(equation.outvars)
-    axis = int(equation.params["axis"])
-    return graph.add_multi_output_node("Split", operands, shapes, x.dtype, axis=axis)
+    options = {"axis": int(equation.params["axis"])}
+    return graph.add_multi_output_node(
+        "Split", operands, shapes, value.dtype, **options
+    )
 
 
 @translates_primitive("rev", expand=True)
-def _add_reversal(graph, equation, x):
+def _add_reversal(graph, equation, value):
     """Reverse axes by a Gather with constant indices."""
     # A Slice would need a negative step: not every runtime can slice backward.
     for axis in map(int, equation.params["dimensions"]):
-        if is_open_side(x.shape[axis]):
+        if is_open_side(value.shape[axis]):
             raise no_operator_error("the reverse of an open batch")
-        backward = np.arange(x.shape[axis])[::-1]
-        x = graph.add_node("Gather", [x, backward], x.shape, x.dtype, axis=axis)
-    return x
+        operands = [value, np.arange(value.shape[axis])[::-1]]
+        value = graph.add_node("Gather", operands, value.shape, value.dtype, axis=axis)
+    return value
 
 
 @translates_primitive("gather")
-def _add_gather(graph, equation, x, index):
+def _add_gather(graph, equation, value, index):
     """Gather by constant indices: a block of the array, or rows of one axis."""
-    x = graph.expand(x, equation.invars[0].aval.shape)
+    value = graph.expand(value, equation.invars[0].aval.shape)
     params = equation.params
     out = equation.outvars[0].aval
     dimensions = params["dimension_numbers"]
@@ -370,7 +377,7 @@ def _add_gather(graph, equation, x, index):
         raise no_operator_error("a gather by computed indices")
     indices = np.asarray(index.array, np.int64)
     indices = np.broadcast_to(indices, equation.invars[1].aval.shape)
-    last_starts = [x.shape[axis] - slice_sizes[axis] for axis in axes]
+    last_starts = [value.shape[axis] - slice_sizes[axis] for axis in axes]
     has_open_side = any(map(is_open_side, last_starts))
     if has_open_side or (indices < 0).any() or (indices > last_starts).any():
         raise no_operator_error("a gather beyond its array")
@@ -378,13 +385,13 @@ def _add_gather(graph, equation, x, index):
         starts = dict(zip(axes, map(int, indices), strict=True))
         for axis, size in enumerate(slice_sizes):
             start = starts.get(axis, 0)
-            x = graph.slice(x, axis, start, start + size)
-        return graph.reshape(x, out.shape)
+            value = graph.slice(value, axis, start, start + size)
+        return graph.reshape(value, out.shape)
     # Rows along neighboring axes: ONNX's Gather has a single axis, so they become one.
     first_axis = axes[0]
     end_axis = axes[-1] + 1
     row_axes = tuple(range(first_axis, end_axis))
-    row_shape = list(x.shape)
+    row_shape = list(value.shape)
     row_shape[first_axis:end_axis] = [1] * (end_axis - first_axis)
     end_in_output = first_axis + indices.ndim - 1
     other_axes = (*range(first_axis), *range(end_in_output, out.ndim))
@@ -396,12 +403,18 @@ def _add_gather(graph, equation, x, index):
     )
     if not takes_whole_rows:
         raise no_operator_error("a gather of parts of rows")
-    sides = x.shape[first_axis:end_axis]
+    sides = value.shape[first_axis:end_axis]
     row_numbers = np.ravel_multi_index(tuple(np.moveaxis(indices, -1, 0)), sides)
-    x = graph.reshape(x, (*x.shape[:first_axis], math.prod(sides), *x.shape[end_axis:]))
-    x, start = graph.source_and_start(x, first_axis)
-    operands = [x, row_numbers + start]
-    return graph.add_node("Gather", operands, out.shape, x.dtype, axis=int(first_axis))
+    joined_shape = (
+        *value.shape[:first_axis],
+        math.prod(sides),
+        *value.shape[end_axis:],
+    )
+    rows = graph.reshape(value, joined_shape)
+    source, start = graph.source_and_start(rows, first_axis)
+    operands = [source, row_numbers + start]
+    options = {"axis": int(first_axis)}
+    return graph.add_node("Gather", operands, out.shape, source.dtype, **options)
 
 
 # Sums and products
@@ -412,33 +425,36 @@ REDUCTION_OPERATORS |= {"reduce_sum": "ReduceSum"}
 
 
 @translates_primitive(*REDUCTION_OPERATORS, expand=True)
-def _add_reduction(graph, equation, x):
+def _add_reduction(graph, equation, value):
     kind = REDUCTION_OPERATORS[equation.primitive.name]
-    return graph.add_reduction(kind, x, equation.params["axes"])
+    return graph.add_reduction(kind, value, equation.params["axes"])
 
 
 @translates_primitive("dot_general", expand=True)
-def _add_dot_general(graph, equation, a, b):
+def _add_dot_general(graph, equation, left, right):
     """MatMul of [batch.., rows, inner] and [batch.., inner, columns]."""
     out = equation.outvars[0].aval
     dtype = out.dtype
-    (inner_a, inner_b), (batch_a, batch_b) = equation.params["dimension_numbers"]
-    a = graph.cast(a, dtype)
-    b = graph.cast(b, dtype)
-    free_a = _remaining_axes(a, inner_a, batch_a)
-    free_b = _remaining_axes(b, inner_b, batch_b)
-    a = graph.transpose(a, (*batch_a, *free_a, *inner_a))
-    b = graph.transpose(b, (*batch_b, *inner_b, *free_b))
-    if batch_a or len(free_b) != 1 or len(inner_a) != 1:
-        batch_ndim = len(batch_a)
-        batch_sides = a.shape[:batch_ndim]
-        num_rows = math.prod(a.shape[batch_ndim : batch_ndim + len(free_a)])
-        num_inner = math.prod(a.shape[batch_ndim + len(free_a) :])
-        num_columns = math.prod(b.shape[batch_ndim + len(inner_b) :])
-        a = graph.reshape(a, (*batch_sides, num_rows, num_inner))
-        b = graph.reshape(b, (*b.shape[:batch_ndim], num_inner, num_columns))
-    shape = (*a.shape[:-1], b.shape[-1])
-    product = graph.add_node("MatMul", [a, b], shape, dtype)
+    inner_axes, batch_axes = equation.params["dimension_numbers"]
+    inner_left, inner_right = inner_axes
+    batch_left, batch_right = batch_axes
+    left = graph.cast(left, dtype)
+    right = graph.cast(right, dtype)
+    free_left = _remaining_axes(left, inner_left, batch_left)
+    free_right = _remaining_axes(right, inner_right, batch_right)
+    left = graph.transpose(left, (*batch_left, *free_left, *inner_left))
+    right = graph.transpose(right, (*batch_right, *inner_right, *free_right))
+    if batch_left or len(free_right) != 1 or len(inner_left) != 1:
+        batch_ndim = len(batch_left)
+        batch_sides = left.shape[:batch_ndim]
+        num_rows = math.prod(left.shape[batch_ndim : batch_ndim + len(free_left)])
+        num_inner = math.prod(left.shape[batch_ndim + len(free_left) :])
+        num_columns = math.prod(right.shape[batch_ndim + len(inner_right) :])
+        left = graph.reshape(left, (*batch_sides, num_rows, num_inner))
+        right_batch_sides = right.shape[:batch_ndim]
+        right = graph.reshape(right, (*right_batch_sides, num_inner, num_columns))
+    shape = (*left.shape[:-1], right.shape[-1])
+    product = graph.add_node("MatMul", [left, right], shape, dtype)
     return graph.reshape(product, out.shape)
 
 
@@ -448,7 +464,7 @@ def _remaining_axes(value, *axis_groups):
 
 
 @translates_primitive("conv_general_dilated", expand=True)
-def _add_conv(graph, equation, x, kernel):
+def _add_conv(graph, equation, value, kernel):
     """Convolve, with any order of the axes: ONNX has channels before the sides."""
     out = equation.outvars[0].aval
     params = equation.params
@@ -457,7 +473,7 @@ def _add_conv(graph, equation, x, kernel):
     low, high = zip(*params["padding"], strict=True)
     if {*params["lhs_dilation"], batch_groups} != {1} or min(low + high) < 0:
         raise no_operator_error("a transposed or cropped convolution")
-    x = graph.transpose(x, dimensions.lhs_spec)
+    value = graph.transpose(value, dimensions.lhs_spec)
     kernel = graph.transpose(kernel, dimensions.rhs_spec)
     options = {
         "strides": tuple(params["window_strides"]),
@@ -465,8 +481,8 @@ def _add_conv(graph, equation, x, kernel):
         "dilations": tuple(params["rhs_dilation"]),
         "group": params["feature_group_count"],
     }
-    shape = [out.shape[i] for i in dimensions.out_spec]
-    convolution = graph.add_node("Conv", [x, kernel], shape, out.dtype, **options)
+    shape = [out.shape[axis] for axis in dimensions.out_spec]
+    convolution = graph.add_node("Conv", [value, kernel], shape, out.dtype, **options)
     return graph.transpose(convolution, np.argsort(dimensions.out_spec).tolist())
 
 

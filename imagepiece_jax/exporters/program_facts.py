@@ -42,9 +42,9 @@ def write_program_facts(graph_file: str | os.PathLike, facts: Mapping) -> None:
 
 
 def graph_digest(graph_file: str | os.PathLike) -> str:
-    """SHA-256 of a graph, by which its JSON knows it; it names its weights by one."""
-    with open(graph_file, "rb") as graph:
-        return hashlib.file_digest(graph, "sha256").hexdigest()
+    """SHA-256 of a graph's file, which names a second file by its weights' digest."""
+    with open(graph_file, "rb") as opened_file:
+        return hashlib.file_digest(opened_file, "sha256").hexdigest()
 
 
 def program_files(graph_file: str | os.PathLike) -> list[pathlib.Path]:
@@ -64,41 +64,39 @@ def output_dtype(dtype: np.dtype) -> np.dtype:
 
 def collect_facts(interface: ProgramInterface) -> dict[str, Any]:
     """Collect facts about an exported program as JSON values."""
-    vit = interface.vit
-    config = vit.config
-    forward = interface.make_forward_function(vit.model)
-    output_specs = jax.eval_shape(forward, vit.variables, interface.input_spec)
+    pretrained = interface.pretrained
+    config = pretrained.config
+    forward = interface.make_forward_function(pretrained.model)
+    output_specs = jax.eval_shape(forward, pretrained.variables, interface.input_spec)
 
     def array_facts(name, spec):
         shape = [side if isinstance(side, int) else str(side) for side in spec.shape]
         return {"name": name, "shape": shape, "dtype": output_dtype(spec.dtype).name}
 
-    output_facts = [*map(array_facts, interface.output_names, output_specs)]
-    if len(output_facts) == 1:
-        output_facts = output_facts[0]
+    facts_of_outputs = [*map(array_facts, interface.output_names, output_specs)]
     if interface.takes_pixels:
         normalization = {"pixels": "0 to 255, normalized by the model"}
     else:
         pixels_text = "0 to 1, of which the input is (pixels - mean) / std"
-        stats = {"mean": config.mean, "std": config.std}
-        normalization = {"pixels": pixels_text, **stats}
-    preprocessing = vit.preprocessing.as_json
-    if vit.preprocessing.resizes:
-        preprocessing["resized"] = list(vit.preprocessing.resized_size)
-    has_classes = "logits" in interface.output_names and config.head.is_classifier
+        normalization = {"pixels": pixels_text, "mean": config.mean, "std": config.std}
+    preprocessing = pretrained.preprocessing.as_json
+    if pretrained.preprocessing.resizes:
+        preprocessing["resized"] = list(pretrained.preprocessing.resized_size)
+    gives_classes = "logits" in interface.output_names and config.head.is_classifier
     return {
         "input": array_facts(interface.input_name, interface.input_spec),
         "normalization": normalization,
-        "output": output_facts,
+        # A single output stands without a list.
+        "output": facts_of_outputs if facts_of_outputs[1:] else facts_of_outputs[0],
         "classes": config.num_classes,
-        "class_names": vit.class_names,
+        "class_names": pretrained.class_names,
         "problem_type": config.problem_type if config.num_classes else None,
-        "activation": config.head.activation if has_classes else None,
+        "activation": config.head.activation if gives_classes else None,
         "preprocessing": preprocessing,
         "model": as_json(config),
         # A plan made by hand has no method.
-        "method": vit.reduction and str(vit.reduction),
-        "recovered": vit.recovered_variant and vit.recovered_variant.name,
-        "dtype": vit.model.execution.dtype.name,
-        "gmacs": vit.gmacs,
+        "method": pretrained.reduction and str(pretrained.reduction),
+        "recovered": pretrained.recovered_variant and pretrained.recovered_variant.name,
+        "dtype": pretrained.model.execution.dtype.name,
+        "gmacs": pretrained.gmacs,
     }

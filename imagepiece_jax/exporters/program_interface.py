@@ -28,7 +28,7 @@ class ProgramInterface:
     channels_first: images are [batch, 3, H, W]; else [batch, H, W, 3]
     """
 
-    vit: Pretrained
+    pretrained: Pretrained
     output: str = "logits"
     batch_size: int | None = None
     takes_pixels: bool = False
@@ -42,11 +42,11 @@ class ProgramInterface:
     def output_names(self) -> list[str]:
         """Names of the outputs, in order."""
         if self.output == "logits":
-            return ["logits" if self.vit.config.num_classes else "pooled"]
+            return ["logits" if self.pretrained.config.num_classes else "pooled"]
         if self.output == "patches":
             return ["patches"]
         names = ["pooled", "patches", "prefix", "dropped"]
-        if not self.vit.config.arch.prefix:  # its array would have no elements
+        if not self.pretrained.config.arch.prefix:  # its array would have no elements
             names.remove("prefix")
         return names
 
@@ -55,8 +55,8 @@ class ProgramInterface:
         """Shape and dtype of the program's images."""
         batch: Any = self.batch_size
         if batch is None:
-            (batch,) = jax.export.symbolic_shape("batch")
-        sides = image_sides(self.vit.image_size)
+            (batch,) = jax.export.symbolic_shape("batch")  # an open side
+        sides = image_sides(self.pretrained.image_size)
         shape = (batch, 3, *sides) if self.channels_first else (batch, *sides, 3)
         dtype = "uint8" if self.takes_pixels else "float32"
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
@@ -67,13 +67,13 @@ class ProgramInterface:
         model: the model, prepared for the format
         """
         if self.output == "logits":
-            run_model = optimize.make_logits_function(model)
-            return lambda variables, images: (run_model(variables, images),)
-        run_model = features.make_features_function(model)
+            compute_logits = optimize.make_logits_function(model)
+            return lambda variables, images: (compute_logits(variables, images),)
+        compute_features = features.make_features_function(model)
 
         def compute_arrays(variables, images):
-            outputs = run_model(variables, images)
-            return tuple(getattr(outputs, name) for name in self.output_names)
+            all_features = compute_features(variables, images)
+            return tuple(getattr(all_features, name) for name in self.output_names)
 
         return compute_arrays
 
@@ -95,6 +95,7 @@ class TowerInterface(ProgramInterface):
 
     def make_forward_function(self, model: ViT) -> Callable:
         has_tokens = "last_hidden_state" in self.tower_outputs
+        # head_only computes only the tokens that the head reads.
         model = model.with_execution(head_only=not has_tokens)
 
         def compute_arrays(variables, images):

@@ -26,14 +26,14 @@ def expected_facts(interface: ProgramInterface, dtype: str) -> dict:
 
     dtype: of the file
     """
-    vit = interface.vit
-    model = vit.with_default_execution().model
-    model, variables = optimize.fold_and_cast(model, vit.variables)
-    pixels = _read_photograph(vit.preprocessing)
-    images = normalize(pixels, vit.config.mean, vit.config.std)
+    pretrained = interface.pretrained
+    model = pretrained.with_default_execution().model
+    model, variables = optimize.fold_and_cast(model, pretrained.variables)
+    pixels = _read_photograph(pretrained.preprocessing)
+    images = normalize(pixels, pretrained.config.mean, pretrained.config.std)
     if interface.channels_first:
         images = images.transpose(0, 3, 1, 2)
-    # The fastest compilation, for one image.
+    # A single image: compiling takes longer than computing, so it is not optimized.
     options = {"xla_backend_optimization_level": 0}
     forward = jax.jit(interface.make_forward_function(model), compiler_options=options)
     with announced_work("computing the self-test's values"):
@@ -49,18 +49,18 @@ def expected_facts(interface: ProgramInterface, dtype: str) -> dict:
 
 def find_difference(program: ExportedProgram) -> tuple[float, float]:
     """Run a file's self-test: (largest difference from JAX's values, tolerance)."""
-    facts = program.facts.get("self_test")
-    if facts is None:
+    test_facts = program.facts.get("self_test")
+    if test_facts is None:
         raise InputError(f"{program.origin.title} has no self-test; export it again")
     pixels = _read_photograph(program.config.preprocessing)
-    expected = np.asarray(facts["first_values"])
-    values = program(pixels, facts["output"]).ravel()[: len(expected)]
-    return float(np.abs(values - expected).max()), facts["tolerance"]
+    expected = np.asarray(test_facts["first_values"])
+    values = program(pixels, test_facts["output"]).ravel()[: len(expected)]
+    return float(np.abs(values - expected).max()), test_facts["tolerance"]
 
 
 def _read_photograph(preprocessing):
     """Prepared pixels of the photograph, [1, H, W, 3] uint8."""
-    if not preprocessing.resizes:
+    if not preprocessing.resizes:  # it would take only images of the model's size
         preprocessing = Preprocessing(preprocessing.image_size, crop=1.0)
     path = size_direction.PHOTOGRAPH_FOLDER / PHOTOGRAPH
     pixels, _ = pictures.read_images(pictures.as_source(path), preprocessing)

@@ -16,6 +16,7 @@ from imagepiece_jax.data.preprocessing import CROP_MODES
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters.program_facts import read_facts
 from imagepiece_jax.exporters.program_interface import TowerInterface
+from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.weights.folder_files import CONFIG_FILE, PREPROCESSOR_FILE
 from imagepiece_jax.weights.transformers_config import (
@@ -33,7 +34,7 @@ PILLOW_FILTERS = {name: number for number, name in INTERPOLATION_OF_RESAMPLE.ite
 
 @dataclasses.dataclass(frozen=True)
 class ProgramLayout:
-    """What one program loads. Functions take the model.
+    """What one program loads.
 
     outputs: names of TowerInterface's outputs
     files: {path in the folder: JSON value}
@@ -46,7 +47,7 @@ class ProgramLayout:
     takes_pixels: the program may hand over uint8 images
     """
 
-    outputs: Callable[[Pretrained], list[str]]
+    outputs: Callable[[ViTConfig], list[str]]
     files: Callable[[Pretrained], dict[str, Any]]
     graph: str
     image: str = "pixel_values"
@@ -56,16 +57,16 @@ class ProgramLayout:
 
 
 def find_graph_file(
-    folder: pathlib.Path, layout: str, vit: Pretrained, dtype: str = "float32"
+    folder: pathlib.Path, layout: str, pretrained: Pretrained, dtype: str = "float32"
 ) -> pathlib.Path:
     """Path of the graph in a layout's folder."""
-    name = "vision_model" if is_image_text_tower(vit) else "model"
+    name = "vision_model" if is_image_text_tower(pretrained.config) else "model"
     graph_path = PROGRAM_LAYOUTS[layout].graph
     return folder / graph_path.format(name=name, dtype=DTYPE_SUFFIXES[dtype])
 
 
 def make_interface(
-    vit: Pretrained, layout: str, batch_size: int | None, takes_pixels: bool
+    pretrained: Pretrained, layout: str, batch_size: int | None, takes_pixels: bool
 ) -> TowerInterface:
     """Make the input and outputs of a layout's graph.
 
@@ -74,90 +75,95 @@ def make_interface(
     Raises InputError for images or a head that the program does not take.
     """
     program_layout = PROGRAM_LAYOUTS[layout]
-    head = vit.config.head
+    config = pretrained.config
+    head = config.head
     # transformers.js takes a softmax whatever problem_type says: 1 for a single class.
-    is_taken = program_layout.takes_classes and head.activation == "softmax"
-    preprocessing = vit.preprocessing
+    takes_head = program_layout.takes_classes and head.activation == "softmax"
+    preprocessing = config.preprocessing
     height, width = preprocessing.shape
     is_cropped = preprocessing.resizes and preprocessing.resized_size != (height, width)
     is_cropped &= preprocessing.crop_mode not in program_layout.crops
-    takes_floats = takes_pixels and not program_layout.takes_pixels
+    refuses_pixels = takes_pixels and not program_layout.takes_pixels
     classes = f"{head.num_classes} classes ({head.problem_type})"
     way_out = "num_classes=0 (--num-classes 0) removes them"
-    too_many = f"layout {layout} does not take {classes}; {way_out}"
-    oblong = f"image_size is {height, width}; layouts need square images"
+    head_problem = f"layout {layout} does not take {classes}; {way_out}"
+    side_problem = f"image_size is {height, width}; layouts need square images"
     refuse_any(
-        (head.is_classifier and not is_taken, too_many),
-        (height != width, oblong),
+        (head.is_classifier and not takes_head, head_problem),
+        (height != width, side_problem),
         (is_cropped, f"{layout} does not crop images; load with crop=1 (--crop 1)"),
-        (vit.config.arch.pool == "none", "pool is 'none': no image vector"),
-        (takes_floats, f"pixels is for immich; {layout} normalizes images itself"),
+        (config.arch.pool == "none", "pool is 'none': no image vector"),
+        (refuses_pixels, f"pixels is for immich; {layout} normalizes images itself"),
     )
     return TowerInterface(
-        vit,
+        pretrained,
         batch_size=batch_size,
         takes_pixels=takes_pixels,
         input_name=program_layout.image,
         channels_first=not takes_pixels,
-        tower_outputs=program_layout.outputs(vit),
+        tower_outputs=program_layout.outputs(config),
     )
 
 
 def check_layout_folder(
-    folder: pathlib.Path, layout: str, vit: Pretrained, new_file: pathlib.Path
+    folder: pathlib.Path, layout: str, pretrained: Pretrained, new_file: pathlib.Path
 ) -> None:
     """Check that a folder is empty, or an export of this model and layout.
 
     It may get further dtypes of its model, which has the same files beside the graphs.
     """
-    graph_files = [find_graph_file(folder, layout, vit, d) for d in DTYPE_SUFFIXES]
-    exported = [f for f in graph_files if read_facts(f).get("layout") == layout]
-    if {*exported} - {new_file}:
-        for name, content in PROGRAM_LAYOUTS[layout].files(vit).items():
+    exports = []
+    for dtype in DTYPE_SUFFIXES:
+        graph_file = find_graph_file(folder, layout, pretrained, dtype)
+        if read_facts(graph_file).get("layout") == layout:
+            exports.append(graph_file)
+    if {*exports} - {new_file}:
+        for name, content in PROGRAM_LAYOUTS[layout].files(pretrained).items():
             file = folder / name
+            # As JSON: a tuple is a list there, and a number as a key is text.
             if file.exists() and read_json(file) != json.loads(json.dumps(content)):
                 raise InputError(f"{folder} has another model, with another {name}")
 
     def is_ours(file):
         # Ctrl-C may have left the graph's folder, which may lie in `folder`, empty.
         is_graph_folder = file == new_file.parent and file.is_dir()
-        return bool(exported) or (is_graph_folder and not any(file.iterdir()))
+        return bool(exports) or (is_graph_folder and not any(file.iterdir()))
 
     check_own_files("out", folder, f"an export for {layout}", is_ours)
 
 
-def is_image_text_tower(vit: Pretrained) -> bool:
+def is_image_text_tower(config: ViTConfig) -> bool:
     """Whether a model is CLIP's, or SigLIP's, which a learned probe pools."""
-    is_siglip = vit.config.arch.pool == "map" and not vit.config.num_classes
-    return vit.config.head.is_projection or is_siglip
+    is_siglip = config.arch.pool == "map" and not config.num_classes
+    return config.head.is_projection or is_siglip
 
 
-def transformers_outputs(vit: Pretrained) -> list[str]:
+def transformers_outputs(config: ViTConfig) -> list[str]:
     """Outputs of transformers' class for this head."""
-    if vit.config.head.is_classifier:
+    if config.head.is_classifier:
         return ["logits"]
-    if vit.config.head.is_projection:
+    if config.head.is_projection:
         return ["image_embeds"]
     return ["last_hidden_state", "pooler_output"]
 
 
-def open_clip_fields(vit: Pretrained) -> dict:
+def open_clip_fields(config: ViTConfig) -> dict:
     """OpenCLIP's preprocess_cfg fields. OpenCLIP resizes to the crop's size."""
-    is_squashed = vit.preprocessing.crop_mode == "squash"
+    is_squashed = config.preprocessing.crop_mode == "squash"
     return {
-        "size": list(vit.preprocessing.shape),
+        "size": list(config.preprocessing.shape),
         "mode": "RGB",
-        "mean": list(vit.config.mean),
-        "std": list(vit.config.std),
-        "interpolation": vit.preprocessing.interpolation,
+        "mean": list(config.mean),
+        "std": list(config.std),
+        "interpolation": config.preprocessing.interpolation,
         "resize_mode": "squash" if is_squashed else "shortest",
         "fill_color": 0,
     }
 
 
-def processor_fields(vit: Pretrained) -> dict:
+def processor_fields(config: ViTConfig) -> dict:
     """Fields of transformers' preprocessor_config.json."""
-    preprocessing = vit.preprocessing
+    preprocessing = config.preprocessing
     height, width = preprocessing.shape
     resized_height, resized_width = preprocessing.resized_size
     resized_size = {"shortest_edge": resized_height}
@@ -176,21 +182,21 @@ def processor_fields(vit: Pretrained) -> dict:
         "do_rescale": True,
         "rescale_factor": RESCALE_FACTOR,
         "do_normalize": True,
-        "image_mean": list(vit.config.mean),
-        "image_std": list(vit.config.std),
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
     }
 
 
-def transformers_config_fields(vit: Pretrained) -> dict:
+def transformers_config_fields(pretrained: Pretrained) -> dict:
     """Fields of transformers' config.json: the weights folder's, or written ones.
 
     Image size and classes are the model's, because `load` may have changed them.
     """
-    config = vit.config
+    config = pretrained.config
     is_classifier = config.head.is_classifier
     fields: dict[str, Any] = {}
-    if vit.origin.path is not None:
-        config_file = pathlib.Path(vit.origin.path, CONFIG_FILE)
+    if pretrained.origin.path is not None:
+        config_file = pathlib.Path(pretrained.origin.path, CONFIG_FILE)
         fields = read_json(config_file) if config_file.is_file() else {}
     if "model_type" in fields:  # transformers'
         if not is_classifier and "id2label" in fields:  # the head was left out
@@ -198,7 +204,7 @@ def transformers_config_fields(vit: Pretrained) -> dict:
                 fields.pop(field, None)
         for section in (fields, fields.get("vision_config", {})):
             if "image_size" in section:
-                section["image_size"] = min(vit.preprocessing.shape)
+                section["image_size"] = min(pretrained.preprocessing.shape)
     else:
         fields = {
             "model_type": "vit",
@@ -206,28 +212,31 @@ def transformers_config_fields(vit: Pretrained) -> dict:
             "num_hidden_layers": config.depth,
             "num_attention_heads": config.num_heads,
             "patch_size": config.patch_size,
-            "image_size": min(vit.preprocessing.shape),
+            "image_size": min(pretrained.preprocessing.shape),
         }
         if config.head.is_projection:
             fields["model_type"] = "clip_vision_model"
             fields["projection_dim"] = config.num_classes
-        elif is_image_text_tower(vit):
+        elif is_image_text_tower(config):
             fields["model_type"] = "siglip_vision_model"
     if is_classifier:
         architectures = fields.get("architectures") or [""]
         if not architectures[0].endswith(CLASSIFIER_ENDING):
             fields["architectures"] = [f"ViT{CLASSIFIER_ENDING}"]
         fields["problem_type"] = config.problem_type
-        names = vit.class_names or [None] * config.num_classes
-        fields["id2label"] = {i: n or f"LABEL_{i}" for i, n in enumerate(names)}
-        fields["label2id"] = {n: i for i, n in fields["id2label"].items()}
+        names = pretrained.class_names or [None] * config.num_classes
+        labels = [name or f"LABEL_{index}" for index, name in enumerate(names)]
+        fields["id2label"] = dict(enumerate(labels))
+        fields["label2id"] = {label: index for index, label in enumerate(labels)}
     return fields
 
 
 PROGRAM_LAYOUTS = {
     "immich": ProgramLayout(
-        outputs=lambda vit: ["embedding"],
-        files=lambda vit: {"visual/preprocess_cfg.json": open_clip_fields(vit)},
+        outputs=lambda config: ["embedding"],
+        files=lambda pretrained: {
+            "visual/preprocess_cfg.json": open_clip_fields(pretrained.config)
+        },
         graph="visual/model.onnx",
         image="image",
         crops=(),
@@ -235,16 +244,18 @@ PROGRAM_LAYOUTS = {
     ),
     "transformers": ProgramLayout(  # transformers.js and optimum
         outputs=transformers_outputs,
-        files=lambda vit: {
-            PREPROCESSOR_FILE: processor_fields(vit),
-            CONFIG_FILE: transformers_config_fields(vit),
+        files=lambda pretrained: {
+            PREPROCESSOR_FILE: processor_fields(pretrained.config),
+            CONFIG_FILE: transformers_config_fields(pretrained),
         },
         graph="onnx/{name}{dtype}.onnx",
         takes_classes=True,
     ),
     "fastembed": ProgramLayout(
-        outputs=lambda vit: ["image_embeds"],
-        files=lambda vit: {PREPROCESSOR_FILE: processor_fields(vit)},
+        outputs=lambda config: ["image_embeds"],
+        files=lambda pretrained: {
+            PREPROCESSOR_FILE: processor_fields(pretrained.config)
+        },
         graph="model.onnx",
     ),
 }

@@ -55,12 +55,12 @@ def measure_fidelity(
     """
     is_single = dense_outputs.shape[1] == 1  # which has no direction
     is_number = not has_classes and (has_classes is None or is_single)
-    is_usable = np.isfinite(dense_outputs).all()
-    if not is_usable or (is_number and not np.isfinite(outputs).all()):
+    is_dense_finite = np.isfinite(dense_outputs).all()
+    if not is_dense_finite or (is_number and not np.isfinite(outputs).all()):
         raise InputError("the model's outputs are not finite for all images")
-    own_rows = unit_rows(outputs)
-    dense_rows = unit_rows(dense_outputs)
-    is_finite = own_rows.any(1)  # zeros stand for NaN
+    unit_outputs = unit_rows(outputs)
+    dense_units = unit_rows(dense_outputs)
+    is_finite = unit_outputs.any(1)  # [images]; zeros stand for NaN
     metrics: dict[str, Any] = {}
     if has_classes:
         is_same = outputs.argmax(1) == dense_outputs.argmax(1)
@@ -72,21 +72,23 @@ def measure_fidelity(
         deviation = np.maximum(dense_outputs.std(axis=0), 1e-30)
         squared_errors = (np.float64(outputs - dense_outputs) / deviation) ** 2
         image_errors = squared_errors.mean(axis=1)
+        # From 0, which has no errors; an interval's lower end may be negative.
         mean_error = statistics.mean_difference(image_errors, 0 * image_errors)
         percents = 100 * np.sqrt(np.maximum(mean_error, 0))
         metrics["difference"] = statistics.Estimate(*percents.tolist())
     else:
-        cosines = np.sum(own_rows * dense_rows, axis=1)
+        cosines = np.sum(unit_outputs * dense_units, axis=1)
         metrics["cosine_mean"] = float(cosines.mean())
         metrics["cosine_worst"] = float(cosines.min())
     if not (is_number or is_single) and len(dense_outputs) >= MIN_COMPARED_IMAGES:
-        num_kept = count_shared(nearest_images(own_rows), nearest_images(dense_rows))
-        kept_percent = 100 * num_kept / NUM_NEIGHBORS
-        metrics["neighbors_kept"] = statistics.mean_share(kept_percent * is_finite)
+        neighbors = nearest_images(unit_outputs)
+        num_kept = count_shared(neighbors, nearest_images(dense_units))
+        kept_percents = 100 * num_kept / NUM_NEIGHBORS
+        metrics["neighbors_kept"] = statistics.mean_share(kept_percents * is_finite)
     if np.array_equal(outputs, dense_outputs):  # itself, where nothing is by chance
         for name, metric in metrics.items():
             if isinstance(metric, statistics.Estimate):
-                metrics[name] = statistics.Estimate(*[metric.value] * 3)
+                metrics[name] = statistics.Estimate(*[metric.value] * 3)  # no interval
     return metrics
 
 
@@ -115,11 +117,12 @@ def nearest_images(
 
 
 def count_shared(
-    own_nearest: Int[np.ndarray, "images neighbors"],
-    other_nearest: Int[np.ndarray, "images neighbors"],
+    neighbors: Int[np.ndarray, "images neighbors"],
+    dense_neighbors: Int[np.ndarray, "images neighbors"],
 ) -> Int[np.ndarray, " images"]:
     """Count common neighbors."""
-    is_equal = own_nearest[:, :, None] == other_nearest[:, None, :]
+    # [images, neighbors, dense neighbors]
+    is_equal = neighbors[:, :, None] == dense_neighbors[:, None, :]
     return is_equal.any(axis=2).sum(axis=1)
 
 
@@ -134,10 +137,11 @@ def fidelity_cells(metrics: Mapping[str, Any]) -> dict[str, str]:
     for name, metric in metrics.items():
         if isinstance(metric, float):
             text = f"{metric:.4f}"
-        elif metric[1] == metric[2]:
-            text = f"{metric[0]:.1f}"
         else:
-            text = statistics.format_estimate(statistics.Estimate(*metric))
+            estimate = statistics.Estimate(*metric)  # a list, if read from JSON
+            text = statistics.format_estimate(estimate)
+            if estimate.low == estimate.high:
+                text = f"{estimate.value:.1f}"
         cells[FIDELITY_COLUMNS[name]] = text
     return cells
 

@@ -75,15 +75,16 @@ def open_store(
     with _connect(file, "rwc") as connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         is_new = not connection.execute("SELECT * FROM sqlite_master").fetchone()
-        earlier = {} if is_new else _read_made_by(connection)
-        earlier_typed = earlier.pop("typed_reduction", None)
-        if not is_new and earlier != made_by:
+        earlier_made_by = {} if is_new else _read_made_by(connection)
+        earlier_typed = earlier_made_by.pop("typed_reduction", None)
+        if not is_new and earlier_made_by != made_by:
             from imagepiece_jax.models import record  # and JAX: not for `read_features`
 
-            field, value, old_value = record.list_differences(made_by, earlier)[0]
+            differences = record.list_differences(made_by, earlier_made_by)
+            field, value, earlier_value = differences[0]  # one is enough to say
             if field == "reduction" and typed_reduction != earlier_typed:
-                value, old_value = typed_reduction, earlier_typed
-            problem = f"is {value}, but {file} was made with {old_value}"
+                value, earlier_value = typed_reduction, earlier_typed
+            problem = f"is {value}, but {file} was made with {earlier_value}"
             raise InputError(f"{field} {problem}; give another file")
         connection.executescript(OPENING)
         if is_new:
@@ -125,49 +126,59 @@ def update_rows(
     # if a row has its size, and takes the row of equal bytes: a moved or copied file.
     columns = "rowid, path, size, mtime, ctime, digest"
     rows = connection.execute(f"SELECT {columns} FROM photographs").fetchall()
-    row_of_file = {}  # by path; by path, size and times; by size and digest
-    for row, path, size, *times, digest in rows:
+    rowid_of_file = {}  # by path; by path, size and times; by size and digest
+    for rowid, path, size, *times, digest in rows:
         for key in (path, (path, size, *times), (size, digest)):
-            row_of_file[key] = row
+            rowid_of_file[key] = rowid
     known_sizes = {size for _, _, size, *_ in rows}
-    away = []  # paths in missing folders
+    paths_away = []  # in missing folders
 
     def find_row(path):
-        """Find (row, None), or for changed columns (row, PhotographFile)."""
+        """Find (rowid, None), or for changed columns (rowid, PhotographFile)."""
         try:
             photograph = describe_photograph(path)
-            if row := row_of_file.get(photograph[:4]):
-                return row, None
+            if rowid := rowid_of_file.get(photograph[:4]):  # path, size and times
+                return rowid, None
             if photograph.size in known_sizes:
                 _, photograph = read_photograph(path)
         except OSError:
-            if path not in row_of_file or os.path.isdir(os.path.dirname(path) or "."):
+            # "." is the folder of a bare name.
+            if path not in rowid_of_file or os.path.isdir(os.path.dirname(path) or "."):
                 return None, None
-            away.append(path)
-            return row_of_file[path], None
-        return row_of_file.get((photograph.size, photograph.digest)), photograph
+            paths_away.append(path)
+            return rowid_of_file[path], None
+        return rowid_of_file.get((photograph.size, photograph.digest)), photograph
 
     with ThreadPool(STAT_THREADS) as pool:
-        found = pool.map(find_row, paths)
-    if away:
-        log.warning(f"{len(away)} rows stay without their folders, as of {away[0]}")
-    unchanged = {row for row, photograph in found if photograph is None}
-    moved = [(*_as_row(file), row) for row, file in found if row and file]
-    stale = [(row,) for row, *_ in rows if row not in unchanged]
+        found_rows = pool.map(find_row, paths)  # in the order of `paths`
+    if paths_away:
+        example = paths_away[0]
+        log.warning(
+            f"{len(paths_away)} rows stay without their folders, as of {example}"
+        )
+    unchanged_rowids = {rowid for rowid, file in found_rows if file is None}
+    moved_rows = [
+        (*_as_row(file), rowid) for rowid, file in found_rows if rowid and file
+    ]
+    stale_rowids = [(rowid,) for rowid, *_ in rows if rowid not in unchanged_rowids]
     with connection:
         # Rows move at once, because two files may have exchanged their names.
         create = "CREATE TEMP TABLE moved AS SELECT * FROM photographs LIMIT 0"
         connection.execute(create)
         insert = "INSERT INTO moved SELECT CAST(? AS TEXT), ?, ?, ?, ?, vector, map "
         insert += "FROM photographs WHERE rowid = ?"
-        connection.executemany(insert, moved)
-        connection.executemany("DELETE FROM photographs WHERE rowid = ?", stale)
+        connection.executemany(insert, moved_rows)
+        connection.executemany("DELETE FROM photographs WHERE rowid = ?", stale_rowids)
         connection.execute("INSERT INTO photographs SELECT * FROM moved")
-    missing = [path for path, (row, _) in zip(paths, found, strict=True) if not row]
-    return missing, len(rows) - len({row for row, _ in found if row})
+    found_rowids = [rowid for rowid, _ in found_rows]
+    new_paths = [
+        path for path, rowid in zip(paths, found_rowids, strict=True) if not rowid
+    ]
+    return new_paths, len(rows) - len({*found_rowids} - {None})
 
 
 def _as_row(photograph):
+    # The path as bytes, because it need not be UTF-8.
     return os.fsencode(photograph.path), *photograph[1:]
 
 
@@ -177,12 +188,13 @@ def append_rows(
     vector: np.ndarray,
     map: np.ndarray | None = None,
 ) -> None:
-    """Append a batch's rows in one transaction."""
-    maps = [None] * len(vector) if map is None else [entry.tobytes() for entry in map]
-    rows = [
-        (*_as_row(photograph), entry.tobytes(), map_bytes)
-        for photograph, entry, map_bytes in zip(photographs, vector, maps, strict=True)
-    ]
+    """Append a batch's rows in one transaction; `vector` and `map`: [rows, ..]."""
+    maps = [None] * len(vector)
+    if map is not None:
+        maps = [patches.tobytes() for patches in map]
+    rows = []
+    for photograph, row, map_bytes in zip(photographs, vector, maps, strict=True):
+        rows.append((*_as_row(photograph), row.tobytes(), map_bytes))
     insert = "INSERT INTO photographs VALUES (CAST(? AS TEXT), ?, ?, ?, ?, ?, ?)"
     with connection:
         connection.executemany(insert, rows)

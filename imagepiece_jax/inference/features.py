@@ -78,8 +78,8 @@ def features(
     check_loaded(vit)
     if isinstance(images, pictures.AnyPath):
         images, _ = pictures.list_pictures(images)
-    is_long = isinstance(images, list | tuple) and len(images) > FILE_BATCH_SIZE
-    if is_long and all(isinstance(image, pictures.AnyPath) for image in images):
+    has_many = isinstance(images, list | tuple) and len(images) > FILE_BATCH_SIZE
+    if has_many and all(isinstance(image, pictures.AnyPath) for image in images):
         return _batched_features(vit, images, layers=layers, norm=norm, fill=fill)
     model = vit.model
     blocks = layers
@@ -95,7 +95,7 @@ def features(
     normalize.check_images(images, vit.image_size, takes_pixels=True)
     normalize.warn_if_unnormalized(images, vit.config.mean, vit.config.std)
     variables = vit.variables
-    if not isinstance(images, jax.core.Tracer):
+    if not isinstance(images, jax.core.Tracer):  # a tracer is on no device
         images = jax.device_put(images)
         variables = vit.device_variables
     # Only a setting's first call compiles; later calls just start the program.
@@ -103,15 +103,15 @@ def features(
         return _extract_features(variables, images, model, (blocks, norm, fill))
 
 
-def _batched_features(vit, files, **options):
+def _batched_features(pretrained, files, **options):
     """Compute features for files in batches, as NumPy arrays: memory stays bounded."""
     # Copies of the last file fill the last batch, so that one program serves all.
     num_files = len(files)
     padded_files = [*files, *files[-1:] * (-num_files % FILE_BATCH_SIZE)]
     batches = []
     for start in range(0, num_files, FILE_BATCH_SIZE):
-        batch = features(vit, padded_files[start : start + FILE_BATCH_SIZE], **options)
-        batches.append(jax.device_get(batch))
+        batch_files = padded_files[start : start + FILE_BATCH_SIZE]
+        batches.append(jax.device_get(features(pretrained, batch_files, **options)))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num_files], *batches)
 
 
@@ -133,15 +133,15 @@ def make_features_function(
         images = model.config.as_normalized(images)
         outputs = model.apply(variables, images, with_states=True)
         last_norm = final_norm(model, variables)
-        # Reduction steps up to every block: the index of its path in `paths`.
-        step_counts = np.cumsum([bool(layer.counts) for layer in model.plan])
         _check_outputs(outputs)
-        paths = follow_patches(outputs.results, outputs.reducer_inputs, fill)
+        patch_paths = follow_patches(outputs.results, outputs.reducer_inputs, fill)
+        # Reduction steps up to every block: the index of its path in `patch_paths`.
+        step_counts = np.cumsum([bool(layer.counts) for layer in model.plan])
 
         @functools.cache  # the last block may be among `blocks`, too
         def layer_features(block, block_norm):
-            path = paths[step_counts[block]]
-            layer = _patch_features(outputs.states[block], path, block_norm)
+            patch_path = patch_paths[step_counts[block]]
+            layer = _patch_features(outputs.states[block], patch_path, block_norm)
             return _as_maps(layer, model.config.grid)
 
         final_layer = layer_features(model.depth - 1, last_norm)
@@ -172,8 +172,9 @@ def feature_map(
     """
     check_choice("fill", fill, FILL_CHOICES)
     _check_outputs(outputs)
-    path = follow_patches(outputs.results, outputs.reducer_inputs, fill)[-1]
-    return _as_maps(_patch_features(outputs.state, path, norm), grid).patches
+    # [-1]: after all steps.
+    patch_path = follow_patches(outputs.results, outputs.reducer_inputs, fill)[-1]
+    return _as_maps(_patch_features(outputs.state, patch_path, norm), grid).patches
 
 
 def _as_maps(layer, grid):
@@ -182,24 +183,26 @@ def _as_maps(layer, grid):
     return Layer(patches, layer.prefix, layer.dropped.reshape(-1, *grid))
 
 
-def _patch_features(state, path, norm):
+def _patch_features(state, patch_path, norm):
     """Map a state's tokens to a Layer with lists of patches."""
     prefix, vectors = jnp.split(state.x, [state.num_prefix], axis=1)
     # Walk from the tokens back to the patches: one turn per soft reduction on the way.
     while True:
         is_dropped = jnp.zeros(vectors.shape[:2], bool)
-        if path.token_of_patch is not None:
-            is_dropped = path.token_of_patch == DROPPED
-            vectors = gather_tokens(vectors, path.source_token)
-        if path.last_feature is not None:
-            vectors = jnp.where(is_dropped[..., None], path.last_feature, vectors)
-        if path.before_mixing is None:
+        if patch_path.token_of_patch is not None:
+            is_dropped = patch_path.token_of_patch == DROPPED
+            vectors = gather_tokens(vectors, patch_path.source_token)
+        if patch_path.last_feature is not None:
+            is_dropped_row = is_dropped[..., None]  # [B, patches, 1], for all channels
+            vectors = jnp.where(is_dropped_row, patch_path.last_feature, vectors)
+        if patch_path.before_mixing is None:
             break
-        path, mixing, tokens_before = path.before_mixing
+        patch_path, mixing, tokens_before = patch_path.before_mixing
         # An input gets the learned tokens' mean, weighted by how much they took from
         # it; an input that no learned token used gets 0, not 0 / 0.
         weight_sum = jnp.sum(mixing.matrix, axis=1, keepdims=True)
         shares = mixing.matrix / jnp.where(weight_sum > 0, weight_sum, 1.0)
+        # In float32, like the mixing itself; s: learned tokens, n: their inputs.
         vectors = vectors.astype(jnp.float32)
         vectors = jnp.einsum("bsn,bsd->bnd", shares, vectors, precision="highest")
         vectors = vectors.astype(tokens_before.dtype)

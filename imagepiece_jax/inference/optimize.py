@@ -93,10 +93,12 @@ class Program:
         num_images = images.shape[0]
         check_range("number of images", num_images, most=self.batch_size)
         if not self.is_range_checked and images.dtype != np.uint8:
-            stats = self.model.config.mean, self.model.config.std
+            config = self.model.config
             # 3: `without_mesh` stands between this call and the user's.
-            is_checked = normalize.warn_if_unnormalized(images, *stats, stacklevel=3)
-            object.__setattr__(self, "is_range_checked", is_checked)
+            is_checked = normalize.warn_if_unnormalized(
+                images, config.mean, config.std, stacklevel=3
+            )
+            object.__setattr__(self, "is_range_checked", is_checked)  # frozen
         num_missing = self.batch_size - num_images
         # NumPy pads without compiling a program for every image count.
         if num_missing and isinstance(images, np.ndarray):
@@ -183,13 +185,13 @@ def optimize(vit: Pretrained, batch_size: int, **options: Any) -> Program:
 
 
 def make_program_compiler(
-    vit: Pretrained, options: ProgramOptions
+    pretrained: Pretrained, options: ProgramOptions
 ) -> Callable[[int], Program]:
     """Return a function: batch size -> Program.
 
     All Programs share the weights, which are copied to the device once.
     """
-    check_gelu(vit.model, options.gelu)
+    check_gelu(pretrained.model, options.gelu)
     device = options.device
     if not isinstance(device, jax.Device):
         device, *_ = jax.local_devices(backend=device)  # of a platform; None: any
@@ -199,12 +201,12 @@ def make_program_compiler(
     xla_options.check_dtype(dtype, device.platform)
     if options.reductions == "fast" and jnp.dtype(dtype).itemsize > 2:
         raise InputError(f"reductions is 'fast', but dtype is {dtype}")
-    model, variables = vit.model, vit.variables
-    vit.warn_of_untrained()
-    model = model.with_execution(dtype=jnp.dtype(dtype))
+    pretrained.warn_of_untrained()
+    model = pretrained.model.with_execution(dtype=jnp.dtype(dtype))
+    variables = pretrained.variables
     model = with_device_attention(model, device, options.attention)
     if uses_size_direction(model, options.sizes):
-        directions = size_direction.find_directions(vit)
+        directions = size_direction.find_directions(pretrained)
         model, variables = size_direction.fold_sizes(model, variables, directions)
     gelu = options.gelu or default_gelu(model, device)
     model = model.clone(config=model.config.with_arch(gelu=gelu))
@@ -213,14 +215,14 @@ def make_program_compiler(
     weights = jax.device_put(weights, device)
     reductions = options.reductions or default_reductions(model, device)
     compute_logits = make_logits_function(model, reductions)
-    leaves, tree = jax.tree.flatten(weights)
-    xla = xla_options.compiler_options(device.platform)
-    xla |= options.compiler_options or {}
+    leaves, treedef = jax.tree.flatten(weights)
+    compiler_options = xla_options.compiler_options(device.platform)
+    compiler_options |= options.compiler_options or {}
 
     @parallel.without_mesh
     def compile_batch(batch_size):
         input_spec = jax.ShapeDtypeStruct(
-            (batch_size, *image_sides(vit.image_size), 3),
+            (batch_size, *image_sides(pretrained.image_size), 3),
             jnp.dtype("uint8" if options.pixels else dtype),
             sharding=SingleDeviceSharding(device),
         )
@@ -229,15 +231,17 @@ def make_program_compiler(
         arguments = tuple(leaf for leaf in leaves if leaf.nbytes > max_bytes)
 
         def logits(arguments, images):
-            args = iter(arguments)
-            all_leaves = [x if x.nbytes <= max_bytes else next(args) for x in leaves]
-            return compute_logits(jax.tree.unflatten(tree, all_leaves), images)
+            remaining = iter(arguments)
+            all_leaves = []
+            for leaf in leaves:
+                all_leaves.append(next(remaining) if leaf.nbytes > max_bytes else leaf)
+            return compute_logits(jax.tree.unflatten(treedef, all_leaves), images)
 
         image_count = counted_noun(batch_size, "image")
         with announced_work(f"compiling the model for {image_count} at a time"):
             lowered_program = jax.jit(logits).lower(arguments, input_spec)
             # pyrefly: ignore[bad-argument-type]  # the stub has no numbers
-            executable = lowered_program.compile(compiler_options=xla)
+            executable = lowered_program.compile(compiler_options=compiler_options)
         return Program(
             model=model,
             variables=weights,

@@ -1,7 +1,6 @@
 """Predict the most probable classes of image files, PIL images or arrays."""
 
 import collections
-import functools
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,7 +62,7 @@ class Predictor:
         self._top = min(5, num_classes) if top is None else top
         check_range("top", self._top, min(1, num_classes), num_classes, whole=True)
         if num_classes:
-            # Raises InputError unless the outputs are classes.
+            # Raises InputError now, not at the first image, unless outputs are classes.
             vit.config.head.probabilities(np.zeros(num_classes))
         if threads is None:
             threads = default_threads()
@@ -124,21 +123,21 @@ class Predictor:
                     pixels_or_errors.append(future.result())
                 except UnreadableImage as error:
                     pixels_or_errors.append(error)
-            pixels = [x for x in pixels_or_errors if isinstance(x, np.ndarray)]
-            logits = iter(())
-            if pixels:
-                # A Program pads to the next of its sizes, and cuts its results.
-                fitting_sizes = [n for n in self.batch_sizes if n >= len(pixels)]
-                program = self._find_program(min(fitting_sizes))
-                logits = iter(np.asarray(program(np.stack(pixels))))
+            arrays = [each for each in pixels_or_errors if isinstance(each, np.ndarray)]
+            logits_rows = iter(())
+            if arrays:
+                program = self._find_program(len(arrays))
+                logits_rows = iter(np.asarray(program(np.stack(arrays))))
             for pixels_or_error in pixels_or_errors:
                 if isinstance(pixels_or_error, InputError):
                     yield pixels_or_error
                 else:
-                    yield self._as_result(next(logits))
+                    yield self._as_result(next(logits_rows))
 
-    def _find_program(self, batch_size):
-        with self._lock:
+    def _find_program(self, num_images):
+        # The smallest that fits: a Program pads images, and cuts its results.
+        batch_size = next(size for size in self.batch_sizes if size >= num_images)
+        with self._lock:  # of several threads, only one compiles a size
             if batch_size not in self._programs:
                 self._programs[batch_size] = self._compile_batch(batch_size)
             return self._programs[batch_size]
@@ -150,17 +149,20 @@ class Predictor:
             if not isinstance(image, pictures.AnyPath):
                 # Read the pixels now: the caller may change or close the image later.
                 image = pictures.read_pixels(image)
-            crop = functools.partial(pictures.crop_picture, image, self._preprocessing)
-            waiting_futures.append(self._decode_pool.submit(crop))
-            if len(waiting_futures) > self.batch_sizes[-1]:
+            future = self._decode_pool.submit(
+                pictures.crop_picture, image, self._preprocessing
+            )
+            waiting_futures.append(future)
+            if len(waiting_futures) > self.batch_sizes[-1]:  # a full batch ahead
                 yield waiting_futures.popleft()
         yield from waiting_futures
 
     def _most_probable(self, logits):
         probabilities = self._probabilities(logits)
-        order = np.argsort(-logits, kind="stable")[: self._top]
+        # Stable: of equal logits, the first class is named.
+        indices = np.argsort(-logits, kind="stable")[: self._top]
         predictions = []
-        for index in order.tolist():
+        for index in indices.tolist():
             name = self._labels[index]
             label = index if name is None else name
             predictions.append(Prediction(label, index, float(probabilities[index])))

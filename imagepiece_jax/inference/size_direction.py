@@ -57,19 +57,22 @@ def refusal_reason(model: ViT) -> str | None:
     return None
 
 
-def find_directions(vit: Pretrained) -> Float[np.ndarray, "blocks heads head_dim"]:
+def find_directions(
+    pretrained: Pretrained,
+) -> Float[np.ndarray, "blocks heads head_dim"]:
     """Find, for every head, the direction its logits use least, a unit vector.
 
     The logits are those of this package's eight photographs.
     """
-    images = sample_photographs(vit.image_size)
-    exact = {"attention_impl": "xla", "dtype": "float32"}
-    dense_model = vit.reduced_model(None).with_execution(**exact)
+    images = sample_photographs(pretrained.image_size)
+    variables = pretrained.variables
+    exact_execution = {"attention_impl": "xla", "dtype": "float32"}
+    dense_model = pretrained.reduced_model(None).with_execution(**exact_execution)
     with announced_work("finding the directions of sizes"):
         # pyrefly: ignore[bad-argument-type]  # flax modules have a hash
-        moments = jax.device_get(_compute_moments(dense_model, vit.variables, images))
+        block_moments = jax.device_get(_compute_moments(dense_model, variables, images))
     block_directions = []
-    for index, (query_moments, key_moments) in enumerate(moments):
+    for index, (query_moments, key_moments) in enumerate(block_moments):
         if not np.isfinite([query_moments, key_moments]).all():
             raise InputError(f"block {index} has queries or keys that are not finite")
         block_directions.append(least_used_direction(query_moments, key_moments))
@@ -116,7 +119,7 @@ def fold_sizes(
     blocks = sized_blocks(model)
     for index, direction in enumerate(directions):
         if index not in blocks:
-            direction = np.zeros_like(direction)
+            direction = np.zeros_like(direction)  # no direction is given up
         block_params = params[f"blocks_{index}"]
         attention_params = remove_size_directions(block_params["attn"], direction)
         params[f"blocks_{index}"] = {**block_params, "attn": attention_params}

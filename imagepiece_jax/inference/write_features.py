@@ -51,30 +51,31 @@ def write_features(
         raise InputError("logits is for weights with a head")
     execution = vit.model.execution
     xla_options.check_dtype(execution.dtype.name)
-    device, *_ = devices = parallel.local_devices()
+    device, *_ = devices = parallel.local_devices()  # one kind: the first decides
     model = optimize.with_device_attention(vit.model, device, execution.attention)
     model, weights = optimize.fold_and_cast(model, vit.variables, device)
-    compute = functools.partial(_compute_columns, model, patches, logits)
+    compute_columns = functools.partial(_compute_columns, model, patches, logits)
     image_spec = jax.ShapeDtypeStruct((1, *vit.preprocessing.shape, 3), np.uint8)
-    specs = jax.eval_shape(compute, weights, image_spec)
-    shapes = {name: spec.shape[1:] for name, spec in specs.items()}
-    settings = {"vector": shapes["vector"], "patches": shapes.get("map")}
-    made_by = record.model_record(vit, model, logits=logits, **settings)
+    column_specs = jax.eval_shape(compute_columns, weights, image_spec)
+    shapes = {name: spec.shape[1:] for name, spec in column_specs.items()}
+    row_shapes = {"vector": shapes["vector"], "patches": shapes.get("map")}
+    made_by = record.model_record(vit, model, logits=logits, **row_shapes)
     images, _ = pictures.list_pictures(images)  # a path stands for itself
     paths = list(dict.fromkeys([os.fspath(image) for image in images]))
     with feature_store.open_store(file, made_by, vit.typed_reduction) as store:
-        missing, num_removed = feature_store.update_rows(store, paths)
-        photographs = _RecordedFiles(missing)
-        device_batch = max(1, min(batch_size, math.ceil(len(missing) / len(devices))))
+        new_paths, num_removed = feature_store.update_rows(store, paths)
+        photographs = _RecordedFiles(new_paths)
+        # Few photographs get a smaller program; 1: none still need a batch size.
+        device_batch = max(1, min(batch_size, math.ceil(len(new_paths) / len(devices))))
         reader = batches.Batches(
             source=photographs,
             transform=vit.preprocessing,
             batch_size=device_batch * len(devices),
             strict=False,
         ).read_batches(threads)
-        program = parallel.pmap(compute, program_name="features")
+        program = parallel.pmap(compute_columns, program_name="features")
         weights = parallel.replicate(weights)
-        num_existing = len(paths) - len(missing)
+        num_existing = len(paths) - len(new_paths)
         bar = progress.ProgressBar("features", len(paths), num_existing)
         failures = {}
         with bar, contextlib.closing(reader):
@@ -88,20 +89,23 @@ def write_features(
                 indices = batch["index"][0]
                 columns = {}
                 is_written = batch["mask"][0] > 0
+                # Arrays are [devices, images per device, ..].
                 for name, array in parallel.local_rows(outputs).items():
                     rows = array.reshape(-1, *array.shape[2:])
-                    with np.errstate(over="ignore"):
+                    with np.errstate(over="ignore"):  # infinity is looked for below
                         columns[name] = rows.astype(feature_store.DTYPES[name])
                     is_finite = np.isfinite(columns[name]).reshape(len(rows), -1)
                     is_written &= is_finite.all(axis=1)
-                for index in indices[~is_written & (indices < len(missing))]:
-                    path = missing[index]
+                # Padding has indices beyond the paths.
+                for index in indices[~is_written & (indices < len(new_paths))]:
+                    path = new_paths[index]
                     failures[path] = photographs.unreadable.get(path, "not finite")
                     progress.log.info(f"{path} has no row ({failures[path]})")
-                written = [photographs.read[index] for index in indices[is_written]]
+                written_indices = indices[is_written]
+                files = [photographs.file_of_index[i] for i in written_indices]
                 columns = {name: rows[is_written] for name, rows in columns.items()}
-                feature_store.append_rows(store, written, **columns)
-                bar.update(np.sum(indices < len(missing)))
+                feature_store.append_rows(store, files, **columns)
+                bar.update(np.sum(indices < len(new_paths)))
     return failures
 
 
@@ -110,14 +114,15 @@ class _RecordedFiles(source.FileSource):
 
     def __init__(self, paths):
         super().__init__("", paths)
-        self.read = {}  # {index: PhotographFile}
+        self.file_of_index = {}  # {index: PhotographFile that was read}
 
     def stored_image(self, store_index):
         path, label, name = super().stored_image(store_index)
         try:
-            content, self.read[store_index] = feature_store.read_photograph(name)
+            content, photograph = feature_store.read_photograph(name)
         except OSError:  # `decode` meets the error again and says the reason
             return path, label, name
+        self.file_of_index[store_index] = photograph
         return content, label, name
 
 
@@ -133,11 +138,11 @@ def _compute_columns(model, patches, logits, variables, pixels):
 
 def _compute_ahead(program, weights, reader):
     """Yield (batch, outputs) while the devices compute the next batch."""
-    pending = None
+    previous = None
     for batch in reader:
         outputs = program(weights, parallel.shard_samples(batch["image"][0]))
-        if pending is not None:
-            yield pending
-        pending = batch, outputs
-    if pending is not None:
-        yield pending
+        if previous is not None:
+            yield previous
+        previous = batch, outputs
+    if previous is not None:
+        yield previous
