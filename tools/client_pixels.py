@@ -5,9 +5,9 @@ each case the JSON and the pixels of `pictures()`, [images, SIDE, SIDE, 3]. It n
 torch, open_clip and transformers.
 """
 
+import dataclasses
 import json
 import pathlib
-import types
 
 import numpy as np
 from PIL import Image
@@ -56,10 +56,10 @@ def case_preprocessing(case):
 def case_fields(case):
     """The JSON of a case; a model gives only its mean and deviation."""
     config = registry.model_config("deit_s")
-    vit = types.SimpleNamespace(preprocessing=case_preprocessing(case), config=config)
+    config = dataclasses.replace(config, preprocessing=case_preprocessing(case))
     if CASES[case][0] == "open_clip":
-        return tower.open_clip_fields(vit.config)
-    return tower.processor_fields(vit.config)
+        return tower.open_clip_fields(config)
+    return tower.processor_fields(config)
 
 
 def open_clip_transform(content):
