@@ -1,15 +1,19 @@
-"""Steps of methods, computed by hand: slots, tokens and sizes."""
+"""Steps and schedules of methods, computed by hand."""
 
 import numpy as np
 import pytest
 
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge
+from imagepiece_jax.reduction.methods.evit import EViT
+from imagepiece_jax.reduction.methods.grid_pooling import Cells
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.methods.mctf import Fusion
 from imagepiece_jax.reduction.methods.pitome import ByEnergy, PiToMe
 from imagepiece_jax.reduction.methods.tofu import Discard, Fuse, ToFu
+from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests.helpers.named_models import facts
 from tests.helpers.reduction_steps import apply, decide, vectors
@@ -122,3 +126,52 @@ def test_tofu(reducer, third, fifth):
     assert after.size.tolist() == [[1, 1, 1, 1 + is_fused, 1 + is_fused]]
     steps = ToFu().steps(facts())
     assert [type(step.reducer) for step in steps] == [Discard] * 7 + [Fuse] * 5
+
+
+@pytest.mark.parametrize(
+    "grid, size", [((5, 5), 3), ((4, 6), 4), ((7, 3), 1), ((5, 5), 5)]
+)
+def test_cells_are_parts_of_the_grid(grid, size):
+    row, column = np.indices(grid).reshape(2, -1)
+    cell_of_patch = row * size // grid[0] * size + column * size // grid[1]
+    x = np.ones((2, len(row), 3), np.float32)
+    inputs = ReducerInputs(x, x[..., 0], grid=grid)
+    result = decide(Cells(size), inputs, StepCounts(len(row), size * size))
+    np.testing.assert_array_equal(result.slot_of_token, [cell_of_patch] * 2)
+    assert result.mean and result.by_size
+
+
+@pytest.mark.parametrize(
+    "size, grid, message",
+    [(4, (9, 3), "grid_size is 4, .* .9, 3."), (2, None, "grid here is None")],
+)
+def test_a_smaller_or_missing_grid_is_refused(size, grid, message):
+    with pytest.raises(InputError, match=message):
+        Cells(size).check_fits(grid, StepCounts(n_in=27, n_out=size * size))
+
+
+@pytest.mark.parametrize(
+    "epoch, rate",
+    [(0, 1), (10, 1), (35, 0.95607), (60, 0.85), (85, 0.74393), (109, 0.70007)]
+    + [(110, 0.7), (299, 0.7)],
+)
+def test_keep_rate_of_an_epoch_in_evit(epoch, rate):
+    """10 epochs at 1, then a half cosine of 0 or 100 epochs to 0.7."""
+    method = EViT(rate_warmup_start=10, rate_warmup_epochs=100)
+    assert abs(method.rate_at(epoch) - rate) < 5e-6
+    for options in ({}, {"rate_warmup_start": 10, "rate_warmup_epochs": 0}):
+        assert EViT(**options).rate_at(epoch) == 0.7
+
+
+@pytest.mark.parametrize(
+    "depth, r, inflection, published",
+    [
+        (12, 16, 0.0, [16] * 12),
+        (12, 16, -1.0, [32, 29, 26, 23, 20, 17, 14, 11, 8, 5, 2, 0]),
+        (12, 16, 1.0, [0, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32]),
+        (12, 16, -0.5, [24, 22, 21, 19, 18, 16, 15, 13, 12, 10, 9, 8]),
+        (1, 8, -0.5, [12]),
+    ],
+)
+def test_schedules_of_tomes_authors(depth, r, inflection, published):
+    assert list(ToMe(r=r, inflection=inflection).removed_counts(depth)) == published

@@ -99,6 +99,23 @@ def test_decisions_equal_the_oracle(n):
             np.testing.assert_array_equal(slots, expected, err_msg=f"{reducer} {image}")
 
 
+@pytest.mark.parametrize("n, num_prefix", [(2, 1), (8, 0), (19, 1), (19, 2)])
+def test_pairs_and_their_order_equal_the_oracle(n, num_prefix):
+    _, metric = tied_images(num_prefix + n)
+    x = metric[:, num_prefix:]
+    inputs = ReducerInputs(x, x[..., 0], metric=x, num_prefix=num_prefix)
+    counts = [StepCounts(n, n - merges) for merges in {1, (n + 2) // 4, n // 2}]
+    cases = tuple((Bipartite(), step_counts) for step_counts in counts)
+    _, results = decide_all(inputs, cases)
+    for (_, step_counts), result in zip(cases, results, strict=True):
+        assert result.n_out == step_counts.n_out
+        for slots, tokens in zip(result.slot_of_token, metric, strict=True):
+            cosines = oracles.cosine(tokens, tokens)
+            groups = oracles.bipartite(cosines, n - result.n_out, num_prefix)
+            expected = oracles.bipartite_slots(groups, num_prefix)
+            np.testing.assert_array_equal(slots, expected)
+
+
 def test_fusing_passes_gradient_to_the_attention():
     """A dropped token's score has the token as gradient, a kept token's score 0."""
     rng = np.random.default_rng(0)
