@@ -105,7 +105,7 @@ def count_near_ties(layer, block, prefix, form, dtype, images=IMAGES, width=8):
 
 
 def case_steps(case):
-    """A case's reducers as [(block, layer)], and its prefix length."""
+    """([(block, layer)] with every reducer once, the prefix length)."""
     name, method, tokens, prefix = case
     first_steps = {}
     for block, layer in enumerate(test_methods.short_plan(name, method, n0=tokens)):
@@ -134,7 +134,6 @@ def test_forms_decide_like_the_definition_except_at_near_ties(case, monkeypatch)
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["evit", "imagepiece", "tome", "attended", "peaks"])
 def test_a_gpu_decides_like_the_definition_except_at_near_ties(name):
-    """The first steps of DeiT-S."""
     if jax.default_backend() != "gpu":
         pytest.skip("no GPU here")
     steps, prefix = case_steps((name, METHODS[name](), 196, 1))

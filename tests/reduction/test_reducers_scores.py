@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ from tests.helpers.rounding import assert_close
 SHORT = tiny_vit.with_fields(
     tiny_vit.IMAGEPIECE, merge_blocks=(0,), prune_blocks=(1,)
 )  # 25, 23, 19
-SIGLIP = Architecture(class_token=False, pool="map")
 # PiToMe's published code gives these energies for unit keys at these angles.
 ANGLES = np.radians([0, 8, 20, 24, 90, 96, 150, 200])
 ENERGIES = {
@@ -44,8 +41,8 @@ def test_energy_equals_the_published_one(margin):
     keys = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
     energy = np.array(ENERGIES[margin])
     np.testing.assert_allclose(slow_energy(keys, margin), energy, atol=6e-5)
-    scores_of_keys = tiny_vit.compiled(uniqueness_scores, static_argnums=1)
-    scores = scores_of_keys(np.float32(3 * keys[None]), margin)[0]
+    run = tiny_vit.compiled(uniqueness_scores, static_argnums=1)
+    (scores,) = run(np.float32(3 * keys[None]), margin)
     np.testing.assert_allclose(scores, energy_shares(energy), atol=2e-5)
     assert list(np.argsort(scores)) == list(np.argsort(-energy))
 
@@ -81,7 +78,7 @@ def test_energy_scores_are_over_the_blocks_keys(reduction, blocks):
 
 def test_probe_scores_are_the_heads_attention_to_the_blocks_tokens():
     """Merged tokens count by size, as in the head."""
-    arch = dataclasses.replace(SIGLIP, registers=2)
+    arch = Architecture(class_token=False, pool="map", registers=2)
     _, variables, all_inputs = run_model(arch, f"{SHORT}:score=probe", prop_attn=True)
     assert [inputs.x.shape[1] for inputs in all_inputs] == [25, 23]
     pool = variables["params"]["attn_pool"]
