@@ -1,8 +1,11 @@
 import dataclasses
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.reduction import block_plan, contract
@@ -12,8 +15,9 @@ from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.reducers import Reducer, TopK, keep_highest
 from imagepiece_jax.reduction.state import Assignment, Masking, Mixing
-from tests.helpers import tiny_vit
+from tests.helpers import masked_models, tiny_vit
 from tests.helpers.refused_calls import refused
+from tests.models.test_vit_families import small_case
 
 RIGHT = [0, 1, 2, 3, 0, -1]
 
@@ -81,3 +85,40 @@ def test_every_model_checks_shapes(monkeypatch):
     model = tiny_vit.model("wrong")
     with pytest.raises(InputError, match="^block 1, KeepFewer: n_out is 14; .* 15"):
         jax.eval_shape(model.apply, tiny_vit.shapes(model), ones(1, 20, 20, 3))
+
+
+def learned_model(name, **options):
+    """A method's model, with the fewest blocks that train all parameters."""
+    depth, reduction, _ = small_case(name)
+    if name in ("dtem", "imagepiece_dynamicvit"):
+        depth += 1  # only the next block reads the last decision
+    if name == "dtem":  # DTEM has one count per block
+        reduction = tiny_vit.small_reduction(name)
+    return tiny_vit.model(reduction, depth=depth, **options)
+
+
+LEARNED = [name for name in METHODS if learned_model(name).has_selectors]
+assert len(LEARNED) >= 5
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_the_logits_teach_every_parameter_of_a_reducer(name):
+    """In bfloat16, in training form. A choice such as top-k would learn nothing."""
+    model = learned_model(name, masked=True, dtype="bfloat16")
+    params = tiny_vit.variables(model)["params"]
+    images = tiny_vit.images(4)
+    probe = np.random.default_rng(0).normal(size=(4, tiny_vit.CLASSES))
+    learned = {key: params[key] for key in params if key.startswith("reducer_")}
+
+    def loss(learned):
+        variables = {"params": params | learned}
+        out = model.apply(variables, images, True, masked_models.keys(4))
+        return jnp.sum(out.logits * probe)
+
+    gradients = tiny_vit.compiled(jax.grad(loss))(learned)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradients, learned)
+    chex.assert_tree_all_finite(gradients)
+    gradients = traverse_util.flatten_dict(gradients, sep="/")
+    largest_gradients = {path: np.abs(gradients[path]).max() for path in gradients}
+    assert [path for path, slope in largest_gradients.items() if not slope] == []
+    assert max(largest_gradients.values()) > 1e-3
