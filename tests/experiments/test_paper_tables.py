@@ -90,10 +90,8 @@ def test_runs_are_paired_with_their_seeds_dense_run(tmp_path):
     with tiny_paper.study(tmp_path / "out", models=runs) as several:
         measured = paper_tables.measure_rows(several, (TableRow("ToMe", TOME),))["ToMe"]
     assert len(measured.results) == len(measured.bases) == 2
-    reduced, full = (
-        np.mean([r.right for r in answers])
-        for answers in (measured.results, measured.bases)
-    )
+    reduced = np.mean([answers.right for answers in measured.results])
+    full = np.mean([answers.right for answers in measured.bases])
     assert measured.difference.value == pytest.approx(100 * (reduced - full))
 
 

@@ -13,6 +13,7 @@ from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.peaks import KeepPeaks
 from imagepiece_jax.reduction.state import ReducerInputs
+from tests.helpers.reduction_steps import vectors
 
 COUNTS = StepCounts(n_in=9, n_out=4)
 
@@ -35,8 +36,7 @@ def test_judging_photographs_chose_nothing():
     """The method was chosen on 1, 3, .., 599, the recipe on 100 even ones."""
     judging = peaks.judging_photographs()
     assert len(judging) == 600
-    odd = judging[judging % 2 == 1]
-    assert odd.tolist() == list(range(601, 1000, 2))
+    assert judging[judging % 2 == 1].tolist() == [*range(601, 1000, 2)]
 
 
 def test_the_default_control_equals_the_method(inputs):
@@ -76,10 +76,8 @@ def test_divergences_by_hand():
     study = types.SimpleNamespace(labels=labels)
     cell = Cell("deit", "photographs", "x")
     line = peaks.compare_logits(reduced, dense, study, cell)
-    expected = 0.8 * np.log(0.8 / 0.5) + 0.2 * np.log(0.2 / 0.5)
-    np.testing.assert_allclose(
-        peaks.decode_values(line["kl"]), [expected, 0], atol=1e-4
-    )
+    expected = [0.8 * np.log(0.8 / 0.5) + 0.2 * np.log(0.2 / 0.5), 0]
+    np.testing.assert_allclose(peaks.decode_values(line["kl"]), expected, atol=1e-4)
     # The first of equal probabilities is class 0.
     assert line["same"] == encode_bits(np.array([True, True]))
     assert line["right"] == encode_bits(np.array([True, False]))
@@ -87,17 +85,15 @@ def test_divergences_by_hand():
 
 def test_distances_of_features_by_hand():
     """Twelve vectors on a circle; the reduced model turns one by 60 degrees."""
-    angles = np.arange(12) * 0.1
-    dense = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    turned = angles.copy()
-    turned[0] -= np.pi / 3
-    reduced = np.stack([np.cos(turned), np.sin(turned)], axis=1)
+    degrees = np.rad2deg(np.arange(12) * 0.1)
+    dense = vectors(degrees)[0]
+    reduced = vectors([degrees[0] - 60, *degrees[1:]])[0]
     dense_features = {"vectors": dense, "maps": dense[:, None]}
     features = {"vectors": reduced, "maps": reduced[:, None]}
     line = peaks.compare_features(features, dense_features)
-    vector = peaks.decode_values(line["vector"])
-    np.testing.assert_allclose(vector, [0.5] + [0] * 11, atol=1e-3)
-    np.testing.assert_allclose(peaks.decode_values(line["maps"]), vector, atol=1e-3)
+    for field in ("vector", "maps"):
+        distances = peaks.decode_values(line[field])
+        np.testing.assert_allclose(distances, [0.5] + [0] * 11, atol=1e-3)
     # Vectors 1 to 5 exchange their farthest neighbor 11 for 0; the others had 0.
     kept = peaks.decode_values(line["kept"])
     np.testing.assert_allclose(kept, [1] + [0.9] * 5 + [1] * 6, atol=1e-3)

@@ -2,23 +2,17 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from experiments import recovery
 from imagepiece_jax.evaluation.result_cache import encode_bits
+from tests.helpers.picture_files import write_images
 
 
 def test_no_image_both_teaches_and_judges(tmp_path):
-    folder = tmp_path / "data/nips2017_224_jpg/images"
-    folder.mkdir(parents=True)
-    tests = tmp_path / "val"
-    tests.mkdir()
-    for index in range(12):
-        for place in (folder, tests):
-            Image.fromarray(np.full((4, 4, 3), index, np.uint8)).save(
-                place / f"{index:02}.png"
-            )
-    sources = recovery.open_sources(tmp_path, tests)
+    images = np.full((12, 4, 4, 3), np.arange(12)[:, None, None, None], np.uint8)
+    for folder in ("data/nips2017_224_jpg/images", "val"):
+        write_images(tmp_path / folder, images)
+    sources = recovery.open_sources(tmp_path, tmp_path / "val")
     colors = {}
     for name, source in sources.items():
         colors[name] = {int(source[i].pixels[0, 0, 0]) for i in range(len(source))}
@@ -32,11 +26,8 @@ def test_points_count_judging_photographs_alone():
     even = np.arange(1000) % 2 == 0
     lines = {}
     for fold, learned in (("A", even), ("B", ~even)):
-        right = {
-            "dense": np.ones(1000, bool),
-            "before": learned,
-            "after": learned | (np.arange(1000) >= 600),
-        }
+        right = {"dense": np.ones(1000, bool), "before": learned}
+        right["after"] = learned | (np.arange(1000) >= 600)
         bits = {name: encode_bits(answers) for name, answers in right.items()}
         lines[f"peaks-0.5-{fold}"] = {"right": bits}
     ((cost, (lost, recovered)),) = recovery.points_lost(lines, "peaks").items()

@@ -12,8 +12,7 @@ class Cell(NamedTuple):
     name: str
 
 
-FIRST = Cell("first")
-SECOND = Cell("second")
+FIRST, SECOND = Cell("first"), Cell("second")
 DIGESTS = {"weights": "w", "images": "i"}
 
 

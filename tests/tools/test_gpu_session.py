@@ -5,11 +5,17 @@ import subprocess
 
 import pytest
 
-from tests.helpers.run_command import call
+from tests.helpers.run_command import call, start
 from tests.helpers.small_runs import ROOT
 from tools import gpu_speed
 
 COMMANDS = {"gpu_speed": gpu_speed.main, "doctor": lambda: None}
+
+
+@pytest.mark.parametrize("name", ["compile_only", "gpu_speed", "onnx_speed"])
+def test_a_command_starts(name):
+    ended = start("-m", f"tools.{name}", "--help", imported=True)
+    assert (ended.status, ended.err) == (0, "") and "usage:" in ended.out, ended
 
 
 def run_session(folder, *parts):

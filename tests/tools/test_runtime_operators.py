@@ -19,17 +19,9 @@ from imagepiece_jax.models import program as programs
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
 from tests.exporters import test_tower
-from tests.helpers import onnx_runs, tiny_vit
+from tests.helpers import onnx_runs, small_architectures, tiny_vit
 from tests.helpers.rounding import UNIT
-from tests.helpers.small_architectures import (
-    ARCHITECTURES,
-    MEANS,
-    MERGED,
-    ROTARY,
-    covering_architectures,
-    narrow_model,
-    short_model,
-)
+from tests.helpers.small_architectures import MEANS, narrow_model, short_model
 from tests.helpers.small_photographs import draw
 from tests.helpers.small_runs import ROOT
 from tests.models.test_vit_families import FAMILIES
@@ -56,18 +48,18 @@ def model_graph(model, dtype="float32", batch_size=None):
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
     """{name: graph of float32 or float16}."""
-    graphs = {}
-    for name in NAMES:
-        graphs[f"{name}-float32"] = model_graph(short_model(name))
+    graphs = {f"{name}-float32": model_graph(short_model(name)) for name in NAMES}
     for name in ("imagepiece", "mctf", "peaks", "token_learner", "tome"):
         graphs[f"{name}-float16"] = model_graph(short_model(name), "float16", 1)
     for make, layout, *_ in test_tower.CASES:
         folder = tmp_path_factory.mktemp("layouts")
         file = imagepiece_jax.export(make("tome:r=4"), folder, layout=layout)
         graphs[folder.name] = onnx.load(file)
-    for name in covering_architectures(FAMILIES | ARCHITECTURES):
+    archs = FAMILIES | small_architectures.ARCHITECTURES
+    for name in small_architectures.covering_architectures(archs):
         graphs[name] = model_graph(narrow_model(name, "tome:r=2:inflection=-1.0", 2))
-    for name, reduction in itertools.product(ROTARY.values(), (MERGED, MEANS)):
+    rotary = small_architectures.ROTARY.values()
+    for name, reduction in itertools.product(rotary, (MERGED, MEANS)):
         title = f"{name}-{reduction.partition(':')[0]}"
         graphs[title] = model_graph(narrow_model(name, reduction, 3))
     fused = tiny_vit.with_fields(tiny_vit.FUSED, blocks=(0,))
@@ -87,11 +79,9 @@ def test_every_graph_has_webgpus_operators(graphs):
 
 def test_only_quantizations_of_int8_leave(tmp_path):
     """onnxruntime's WebGPU has no QuantizeLinear, even for a dense model."""
-    model = short_model("peaks")
-    vit = Pretrained(model, tiny_vit.variables(model))
+    vit = tiny_vit.pretrained("evit:keep_rate=0.6:blocks=(0,)", depth=2)
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx")
-    program = programs.open_program(file)
-    graph = onnx_format.quantize_graph(program, draw(1))
+    graph = onnx_format.quantize_graph(programs.open_program(file), draw(1))
     assert {kind for kind, _ in count_leaving_nodes(graph)} == {"QuantizeLinear"}
 
 
@@ -121,9 +111,8 @@ def test_only_readers_of_pixels_leave():
 def test_leaving_nodes_are_found(kind, operands, options, leaving):
     """Single nodes, by onnxruntime-webgpu 1.27's placement."""
     types = {"numbers": 1, "counts": 7, "flags": 9}
-    inputs = []
-    for name, dtype in types.items():
-        inputs.append(onnx.helper.make_tensor_value_info(name, dtype, [1, 1]))
+    make_input = onnx.helper.make_tensor_value_info
+    inputs = [make_input(name, dtype, [1, 1]) for name, dtype in types.items()]
     node = onnx.helper.make_node(kind, operands, ["out"], **options)
     sides = onnx.numpy_helper.from_array(np.zeros(2, np.int64), "sides")
     output = onnx.helper.make_empty_tensor_value_info("out")
@@ -132,28 +121,6 @@ def test_leaving_nodes_are_found(kind, operands, options, leaving):
     model = onnx.helper.make_model(graph, opset_imports=[opset])
     expected = {} if leaving is None else {leaving: 1}
     assert count_leaving_nodes(model) == expected
-
-
-def measure_placement(files):
-    """Rows of tools/webgpu_placement.py, {stem of a file: row}."""
-    command = [PYTHON, ROOT / "tools" / "webgpu_placement.py", *files]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode in (0, 1), ended.stderr
-    rows = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert len(rows) == len(files), ended.stderr
-    return {os.path.basename(row["file"]).removesuffix(".onnx"): row for row in rows}
-
-
-def has_left(row, share):
-    """Whether a node leaves WebGPU, or outputs differ from the CPU's.
-
-    share: allowed difference, of the outputs' spread
-    """
-    counts = row["counts"]
-    if row["failure"] or row["elsewhere"] or not counts["WebGPU"]:
-        return True
-    assert (counts["CPU"], counts["copies"]) == (0, 0)
-    return not row["difference"] <= share * row["spread"]
 
 
 # As in tests/helpers/onnx_runs.py: sums in another order, and sums of float16.
@@ -170,10 +137,16 @@ def test_onnxruntime_runs_every_graph_on_webgpu(graphs, tmp_path):
         files.append(tmp_path / f"{name}.onnx")
         onnx.save(graph, files[-1])
         operators |= {node.op_type for node in graph.graph.node}
-    leaving = {}
-    for name, row in measure_placement(files).items():
-        if has_left(row, FLOAT16 if name.endswith("float16") else FLOAT32):
-            leaving[name] = (row["elsewhere"], row["failure"], row["difference"])
+    command = [PYTHON, ROOT / "tools" / "webgpu_placement.py", *files]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    rows = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [row["file"] for row in rows] == [str(file) for file in files], ended.stderr
+    leaving = []
+    for name, row in zip(graphs, rows, strict=True):
+        has_left = row["failure"] or row["elsewhere"] or not row["counts"]["WebGPU"]
+        share = FLOAT16 if name.endswith("float16") else FLOAT32
+        if has_left or not row["difference"] <= share * row["spread"]:
+            leaving.append(row)
     assert not leaving
     # Every operator of the table ran, in a graph or in its own node.
     table = {*runtime_operators.NUMBERS, *runtime_operators.TYPES}
