@@ -21,7 +21,7 @@ from imagepiece_jax.reduction.methods import METHODS
 from tests.exporters import test_tower
 from tests.helpers import onnx_runs, small_architectures, tiny_vit
 from tests.helpers.rounding import UNIT
-from tests.helpers.small_architectures import MEANS, narrow_model, short_model
+from tests.helpers.small_architectures import MEANS, MERGED, narrow_model, short_model
 from tests.helpers.small_photographs import draw
 from tests.helpers.small_runs import ROOT
 from tests.models.test_vit_families import FAMILIES
