@@ -34,9 +34,9 @@ DEFAULT_GMACS = {"deit_ti": 0.8, "deit_s": 2.9, "deit_b": 11.5, "mae_b": 11.5}
 
 
 @functools.cache
-def load_schedules(model: str) -> dict[float, tuple[tuple[int, ...], ...]]:
+def load_schedules(model_name: str) -> dict[float, tuple[tuple[int, ...], ...]]:
     """Load a model's schedules: {GMACs: (counts after pruning, after merging)}."""
-    lists = json.loads(COUNT_LISTS_FILE.read_text("utf-8"))[model]
+    lists = json.loads(COUNT_LISTS_FILE.read_text("utf-8"))[model_name]
     return {float(gmacs): tuple(map(tuple, pair)) for gmacs, pair in lists.items()}
 
 
@@ -115,12 +115,12 @@ class DiffRate(Method):
         if self.prune is not None and self.merge is not None:
             return self.prune, self.merge
         width = min(MODEL_OF_WIDTH, key=lambda width: abs(width - facts.embed_dim))
-        size_name = MODEL_OF_WIDTH[width]
+        model_name = MODEL_OF_WIDTH[width]
         # MAE-B's schedules need ".mae" in the model's name, or a head that reads the
         # mean.
         is_mae = facts.pool == "mean" or ".mae" in (facts.name or "")
-        if size_name == "deit_b" and is_mae:
-            size_name = "mae_b"
+        if model_name == "deit_b" and is_mae:
+            model_name = "mae_b"
         model_size = facts.embed_dim, facts.depth, facts.patches
         is_published_size = model_size == (width, 12, 196)
         if not is_published_size and not stretch:
@@ -128,10 +128,10 @@ class DiffRate(Method):
                 "diffrate has schedules only for DeiT-Ti, S, B and MAE-B with 196 "
                 "patches; for another model give macs, or prune and merge"
             )
-        target = DEFAULT_GMACS[size_name] if self.target is None else self.target
-        lists_of_target = load_schedules(size_name)
-        check_choice("target", float(target), lists_of_target)
-        prune, merge = lists_of_target[target]
+        target = DEFAULT_GMACS[model_name] if self.target is None else self.target
+        lists_by_gmacs = load_schedules(model_name)
+        check_choice("target", float(target), lists_by_gmacs)
+        prune, merge = lists_by_gmacs[target]
         if is_published_size:
             return prune, merge
 

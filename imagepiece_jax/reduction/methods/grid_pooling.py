@@ -32,9 +32,8 @@ class Cells(Reducer):
         cell_row = jnp.arange(height) * self.size // height
         cell_column = jnp.arange(width) * self.size // width
         cell = cell_row[:, None] * self.size + cell_column[None, :]
-        slot_of_token = jnp.broadcast_to(
-            cell.reshape(1, -1).astype(jnp.int32), inputs.size.shape
-        )
+        cell = cell.reshape(1, -1).astype(jnp.int32)
+        slot_of_token = jnp.broadcast_to(cell, inputs.size.shape)
         return Assignment(slot_of_token, n_out=counts.n_out)
 
 

@@ -58,7 +58,8 @@ class ImagePieceDynamicViT(ImagePiece, LearnedSelection):
         return Step(block, NoisyTopK(), rule)
 
     def target_kept_shares(self, plan: tuple[BlockPlan, ...]) -> list[float]:
-        # Shares kept in evaluation by the prune steps alone; merges do not count.
+        # Shares kept in evaluation by the prune steps alone; merges do not count. Every
+        # mask includes the masks before it, so shares multiply.
         shares = []
         for block_plan in plan:
             evaluation_counts = block_plan.counts and block_plan.counts.evaluation

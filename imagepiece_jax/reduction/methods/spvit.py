@@ -86,7 +86,8 @@ def package_weights(
     """
     weight = probability * drop_mask.astype(jnp.float32)
     weight_sum = jnp.sum(weight, axis=1, keepdims=True)
-    # Without dropped tokens the divisor is 1: with EPS the gradient would be a million.
+    # Without dropped tokens the divisor is 1: with DIVISION_EPS alone, the gradient
+    # would be a million.
     return weight / jnp.where(
         weight_sum > 0, weight_sum + token_selector.DIVISION_EPS, 1.0
     )
