@@ -109,12 +109,12 @@ def mix_batch(
     top, bottom, left, right = mix.box
     is_row_inside = (rows >= top) & (rows < bottom)
     is_inside = is_row_inside & ((columns >= left) & (columns < right))
-    is_outside = 1 - is_inside.astype(jnp.float32)
-    pixel_share = jnp.where(mix.is_cutmix, is_outside, mix.own_share)  # [H, W]
+    cut_share = 1 - is_inside.astype(jnp.float32)  # 0 in the partner's box, else 1
+    own_share = jnp.where(mix.is_cutmix, cut_share, mix.own_share)  # [H, W]
     float_images = images.astype(jnp.float32)
     float_partners = partner_images.astype(jnp.float32)
-    pixel_share = pixel_share[None, :, :, None]
-    mixed_images = _weighted_mean(pixel_share, float_images, float_partners)
+    own_share = own_share[None, :, :, None]
+    mixed_images = _weighted_mean(own_share, float_images, float_partners)
     mixed_targets = _weighted_mean(mix.own_share, targets, partner_targets)
     return mixed_images.astype(images.dtype), mixed_targets
 

@@ -90,7 +90,7 @@ def draw_erased_box(
     fits = (tried_heights < height) & (tried_widths < width)
     first_fit = jnp.argmax(fits)
     is_drawn = jax.random.uniform(probability_key) < probability
-    is_erased = is_drawn & fits[first_fit]  # a false `fits`: no try does
+    is_erased = is_drawn & fits[first_fit]  # `argmax` is 0 if no try fits
     box_height = jnp.where(is_erased, tried_heights[first_fit], 0)
     box_width = jnp.where(is_erased, tried_widths[first_fit], 0)
     top_draw, left_draw = jax.random.uniform(place_key, (2,))

@@ -286,7 +286,8 @@ def _move_pixels(images, matrices, fill):
     top, weights_y = _cubic_neighbors(y - 0.5)
     image_starts = jnp.arange(num_images, dtype=jnp.int32) * (height * width)
     image_starts = image_starts[:, None, None]  # places in `pixels`
-    # Clipped indices repeat the edge's pixels beyond the edge.
+    # Clipped indices repeat the edge's pixels beyond the edge. So all exist: without
+    # the promise of it every index would be checked.
     columns = [jnp.clip(left + offset, 0, width - 1) for offset in range(4)]
     row_starts = []
     for offset in range(4):
@@ -297,6 +298,7 @@ def _move_pixels(images, matrices, fill):
         row_sum = jnp.float32(0)
         for column, weight_x in zip(columns, weights_x, strict=True):
             neighbor = pixels.at[row_start + column].get(mode="promise_in_bounds")
+            # [B, H, W] weights of [B, H, W, 3] levels.
             row_sum = row_sum + weight_x[..., None] * neighbor.astype(jnp.float32)
         pixel_sum = pixel_sum + weight_y[..., None] * row_sum
     moved_images = jnp.clip(pixel_sum, 0, 255).astype(jnp.uint8)
