@@ -100,11 +100,11 @@ def time_groups(
     json_lines = []
     for cases in case_groups:
         workloads = {name: case.compile_workload() for name, case in cases.items()}
-        batch_case = next(iter(cases.values()))
         timed_calls = {name: work.timed_call for name, work in workloads.items()}
         with announced_work(f"measuring {', '.join(timed_calls)}, in turns"):
             seconds_per_call = timer.time_in_turns(timed_calls, timing)
-        shared_columns = timing_columns | {"batch_size": batch_case.batch_size}
+        batch_size = next(iter(cases.values())).batch_size
+        shared_columns = timing_columns | {"batch_size": batch_size}
         rows = make_speed_rows(workloads, seconds_per_call, shared_columns)
         print(f"\n{first_case.mode}\n{format_speeds(rows)}", flush=True)
         json_lines += [json.dumps(row) + "\n" for row in rows]
@@ -136,6 +136,7 @@ def make_speed_rows(
             **metrics,
             "mac_ratio": workloads[first_name].macs / workload.macs,
             "gmacs": workload.macs / workload.num_images / 1e9,
+            # MACs a millisecond are 1e3 a second, and a tera is 1e12.
             "tmacs_per_s": workload.macs / metrics["ms"] / 1e9,
             **workload.columns,
             **shared_columns,

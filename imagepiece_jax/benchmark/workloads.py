@@ -29,16 +29,11 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.models.program import ExportedProgram
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
+from imagepiece_jax.training import train_step
 from imagepiece_jax.training.config import ModelConfig, RunConfig
 from imagepiece_jax.training.data import check_training
 from imagepiece_jax.training.optimizer import create_optimizer
 from imagepiece_jax.training.teacher import Teacher
-from imagepiece_jax.training.train_step import (
-    TrainState,
-    batch_shapes,
-    init_state,
-    train_step,
-)
 
 STEPS_PER_EPOCH = 1000  # for the schedules, which cost the same at any step
 
@@ -130,7 +125,7 @@ class TrainingSteps:
 
     model: ViT
     compiled_step: jax.stages.Compiled
-    state: TrainState
+    state: train_step.TrainState
     batches: Sequence[PyTree]
     teacher_variables: PyTree
 
@@ -152,7 +147,7 @@ def compile_training_steps(config: RunConfig) -> TrainingSteps:
     batches = []
     num_micro_batches = config.grad_accum_steps
     leading_axes = (num_micro_batches, config.batch_size // num_micro_batches)
-    image_shape = batch_shapes(config, leading_axes)["image"].shape
+    image_shape = train_step.batch_shapes(config, leading_axes)["image"].shape
     for seed in range(NUM_INPUTS):  # batches in the loader's form
         rng = np.random.default_rng(seed)
         image = rng.integers(0, 256, image_shape, np.uint8)
@@ -228,7 +223,7 @@ def make_training_step(
         adapted_teacher = adapt_model(teacher_model)
         teacher = Teacher(adapted_teacher, model.config.mean, model.config.std)
     step = functools.partial(
-        train_step,
+        train_step.train_step,
         config=config,
         model=adapt_model(model),
         optimizer=optimizer,
@@ -236,7 +231,7 @@ def make_training_step(
         teacher=teacher,
     )
     make_state = functools.partial(
-        init_state, optimizer=optimizer, with_ema=config.ema_decay > 0
+        train_step.init_state, optimizer=optimizer, with_ema=config.ema_decay > 0
     )
     return step, make_state, model, teacher_model
 

@@ -45,15 +45,16 @@ def main(
         return int(not difference <= tolerance)  # NaN fails, too
     model = program or weights.load_model()
     if json is not None:
-        inputs = (weights.weights, find_data_name(model, data.data))
-        check_writable("json", json, (".json",), list_input_files(*inputs))
+        data_name = find_data_name(model, data.data)
+        input_files = list_input_files(weights.weights, data_name)
+        check_writable("json", json, (".json",), input_files)
     notes = [model.config.preprocessing.description]
     if model.origin.averaged:
         notes.insert(0, "averaged weights")
     metrics = evaluate(model, optimized=optimized, gelu=gelu, **vars(data))
     print(format_metrics(metrics, *notes, f"gmacs {metrics['gmacs']:.3f}"))
-    if num_unreadable := metrics["unreadable"]:
-        print(f"unreadable images left out: {num_unreadable}")
+    if metrics["unreadable"]:
+        print(f"unreadable images left out: {metrics['unreadable']}")
     if json is not None:
         write_json(json, metrics | {"weights": weights.weights})
     return None

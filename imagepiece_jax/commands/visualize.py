@@ -48,7 +48,7 @@ def main(
         check_range("blocks", block, 0, len(pretrained.model.plan) - 1)
     pixels, image_names = pictures.read_images(source, pretrained.preprocessing)
     file_names = [*map(os.path.basename, image_names)]
-    page = (variants or [pretrained], pixels, file_names, pretrained.origin.name)
-    for line in html.write_page(folder, *page, drawn_blocks):
+    variants = variants or [pretrained]
+    for line in html.write_page(folder, variants, pixels, file_names, drawn_blocks):
         print(line, flush=True)
     return int(len(file_names) < len(source))

@@ -95,8 +95,6 @@ class RunData:
     ) -> None:
         self.train_source = open_images(config, "train", dry_run)
         check_training(config, placement, self.train_source)
-        train_transform = config.data.train_transform(config.image_size)
-        preprocessing = config.vit_config.preprocessing
         self.val_source = open_images(config, "val", dry_run)
         # Both splits must have the same classes, by name.
         data_name = config.data.name
@@ -108,12 +106,12 @@ class RunData:
         steps_per_epoch = len(self.train_source) // config.batch_size
         epochs = (config.epochs, config.eval_every_epochs)
         self.length = RunLength(steps_per_epoch, *epochs)
-        # (processes, threads per process); training and evaluation have their own.
-        self.reader_counts = config.data.workers, config.data.threads
+        # (processes, threads per process) of the reader of each pass over images
+        self._worker_counts = config.data.workers, config.data.threads
         self.train_batches = functools.partial(
             Batches,
             source=self.train_source,
-            transform=train_transform,
+            transform=config.data.train_transform(config.image_size),
             batch_size=config.batch_size,
             seed=config.seed,
             placement=placement,
@@ -121,14 +119,14 @@ class RunData:
         )
         self.val_batches = Batches(
             source=self.val_source,
-            transform=preprocessing,
+            transform=config.vit_config.preprocessing,
             batch_size=placement.round_up(eval_batch_size),
             placement=placement,
         )
 
     def read_ahead(self, batches: Batches) -> BatchReader:
-        """Iterate over batches, read ahead by `reader_counts`."""
-        return worker_pool.read_ahead(batches, *self.reader_counts)
+        """Iterate over batches, read ahead by this pass's own processes."""
+        return worker_pool.read_ahead(batches, *self._worker_counts)
 
     def find_digests(self) -> list[str]:
         """Content digests of both splits, equal in all processes."""

@@ -19,16 +19,10 @@ from imagepiece_jax.data.augment import mixup, pipeline
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.evaluation.accuracy import correct_at
 from imagepiece_jax.models.vit import Outputs, ViT
+from imagepiece_jax.training import optimizer as optimizers
 from imagepiece_jax.training.config import RunConfig
 from imagepiece_jax.training.logging import STEP_METRICS
 from imagepiece_jax.training.losses import distillation_loss, soft_cross_entropy
-from imagepiece_jax.training.optimizer import (
-    Optimizer,
-    Schedule,
-    choose_opt_state,
-    global_norm,
-    moving_average,
-)
 from imagepiece_jax.training.teacher import Teacher
 
 Batch: TypeAlias = dict[str, Any]
@@ -65,7 +59,9 @@ def batch_shapes(config: RunConfig, leading_axes: tuple[int, ...]) -> Batch:
     }
 
 
-def init_state(variables: Mapping, optimizer: Optimizer, with_ema: bool) -> TrainState:
+def init_state(
+    variables: Mapping, optimizer: optax.GradientTransformation, with_ema: bool
+) -> TrainState:
     """Make the TrainState before the first training step."""
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
@@ -120,8 +116,8 @@ def train_step(
     *,
     config: RunConfig,
     model: ViT,
-    optimizer: Optimizer,
-    lr_schedule: Schedule,
+    optimizer: optax.GradientTransformation,
+    lr_schedule: optimizers.Schedule,
     teacher: Teacher | None = None,
     loss: Callable = micro_batch_loss,
 ) -> tuple[TrainState, dict]:
@@ -252,7 +248,7 @@ def train_step(
     # A scan's terms have an axis of micro-batches.
     terms = jax.lax.pmean(jax.tree.map(jnp.mean, terms), axis_name)
     mean_loss = metric_sums["loss"] / metric_sums["samples"]
-    grad_norm = global_norm(grads)
+    grad_norm = optimizers.global_norm(grads)
     is_finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
 
     # Count the step. A window starts after a logged step.
@@ -274,12 +270,12 @@ def train_step(
     ema = state.ema
     if ema is not None:
         variables = {"params": params, "batch_stats": batch_stats}
-        ema = moving_average(ema, variables, config.ema_decay)
+        ema = optimizers.moving_average(ema, variables, config.ema_decay)
     new_state = TrainState(
         step=state.step + 1,
         params=optax.tree.where(is_finite, params, state.params),
         batch_stats=optax.tree.where(is_finite, batch_stats, state.batch_stats),
-        opt_state=choose_opt_state(is_finite, opt_state, state.opt_state),
+        opt_state=optimizers.choose_opt_state(is_finite, opt_state, state.opt_state),
         ema=optax.tree.where(is_finite, ema, state.ema),
         window=window,
         skipped=num_skipped,

@@ -23,7 +23,7 @@ from imagepiece_jax.errors import InputError, Stopped
 from imagepiece_jax.evaluation import accuracy
 from imagepiece_jax.models.variables import variable_shapes, variables_digest
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.training import report
+from imagepiece_jax.training import report, train_step
 from imagepiece_jax.training.cluster import job, run_dir
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints, RunProgress
 from imagepiece_jax.training.config import RunConfig
@@ -32,21 +32,12 @@ from imagepiece_jax.training.initial_weights import InitialWeights
 from imagepiece_jax.training.logging import RunLog, print_line
 from imagepiece_jax.training.optimizer import create_optimizer
 from imagepiece_jax.training.teacher import Teacher, create_teacher
-from imagepiece_jax.training.train_step import (
-    TrainState,
-    batch_shapes,
-    init_state,
-    micro_batch_loss,
-    train_step,
-)
 
 
 def train_and_evaluate(
     config: RunConfig, workdir: str | os.PathLike, dry_run: bool = False
 ) -> dict | None:
-    """Train a config in `workdir`, or resume it.
-
-    A run whose last step is saved prints its results again.
+    """Train a config in `workdir`, or resume its run; an ended run is only reported.
 
     dry_run: print token counts, cost and memory, and write nothing
     Returns the metrics of the last evaluation; None for a dry run.
@@ -86,7 +77,7 @@ class RunSetup:
     optimizer: optax.GradientTransformation
     initial_weights: InitialWeights
     # Micro-batch loss. config.json does not name it, so a resume cannot check it.
-    loss: Callable = micro_batch_loss
+    loss: Callable = train_step.micro_batch_loss
 
     def find_epoch(self, step: int) -> int:
         """The epoch, from 0, of `step`, from 1."""
@@ -113,8 +104,8 @@ def set_up_run(config: RunConfig, workdir: AnyPath, dry_run: bool = False) -> Ru
     """
     workdir = pathlib.Path(workdir)
     with parallel.shared_errors():
-        initial_weights = InitialWeights(config, workdir)
-        full_config = initial_weights.complete_config().with_counts()
+        weights = InitialWeights(config, workdir)
+        full_config = weights.complete_config().with_counts()
         placement = parallel.process_placement(full_config.grad_accum_steps)
         model = full_config.create_model()
         dense_model = full_config.create_dense_model()
@@ -122,14 +113,7 @@ def set_up_run(config: RunConfig, workdir: AnyPath, dry_run: bool = False) -> Ru
         steps_per_epoch = data.length.steps_per_epoch
         lr_schedule, optimizer = create_optimizer(full_config, steps_per_epoch)
     return RunSetup(
-        workdir=workdir,
-        config=full_config,
-        model=model,
-        dense_model=dense_model,
-        data=data,
-        lr_schedule=lr_schedule,
-        optimizer=optimizer,
-        initial_weights=initial_weights,
+        workdir, full_config, model, dense_model, data, lr_schedule, optimizer, weights
     )
 
 
@@ -139,7 +123,7 @@ class Run:
 
     setup: RunSetup
     checkpoints: Checkpoints
-    state: TrainState  # on all devices
+    state: train_step.TrainState  # on all devices
     teacher: Teacher | None
     teacher_variables: PyTree  # on all devices; they are not trained
     progress: RunProgress
@@ -167,7 +151,7 @@ class Run:
         setup = self.setup
         config = setup.config
         step_function = functools.partial(
-            train_step,
+            train_step.train_step,
             config=config,
             model=config.create_train_model(epoch),
             optimizer=setup.optimizer,
@@ -180,16 +164,15 @@ class Run:
         )
         batch_axes = (parallel.device_count(), config.grad_accum_steps)
         micro_batch_size = config.batch_size // math.prod(batch_axes)
-        abstract_batch = batch_shapes(config, (*batch_axes, micro_batch_size))
+        leading_axes = (*batch_axes, micro_batch_size)
+        abstract_batch = train_step.batch_shapes(config, leading_axes)
         program.compile(self.state, abstract_batch, self.teacher_variables)
         return program
 
 
 @contextlib.contextmanager
 def open_run(setup: RunSetup, dry_run: bool = False) -> Iterator["Run"]:
-    """Context in which no other run uses the folder. Yields the Run.
-
-    Mistakes are found before anything is written, and leave no folder behind.
+    """Context in which no other run uses the folder; a mistake leaves no folder.
 
     dry_run: neither write nor lock
     Raises InputError, in all processes, for weights or a checkpoint that do not fit,
@@ -218,13 +201,14 @@ def _begin_run(setup):
     teacher, teacher_variables = create_teacher(
         setup.config, setup.dense_model, initial_weights
     )
+    has_ema = setup.config.ema_decay > 0
     make_state = functools.partial(
-        init_state, optimizer=setup.optimizer, with_ema=setup.config.ema_decay > 0
+        train_step.init_state, optimizer=setup.optimizer, with_ema=has_ema
     )
     state = None
     if not resumes:
         state = jax.jit(make_state)(initial_weights.make_initial_variables(setup.model))
-    initial_weights.free_weights()  # frees host memory for the training
+    initial_weights.free_weights()  # host memory, which the training needs
     progress = RunProgress(
         setup.data.find_digests(),
         teacher=variables_digest(teacher_variables),

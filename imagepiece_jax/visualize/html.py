@@ -53,7 +53,6 @@ def write_page(
     variants: Sequence[Pretrained],
     images: UInt8[np.ndarray, "images height width 3"],
     names: Sequence[str],
-    weights_name: str,
     blocks: Collection[int] = (),
 ) -> Iterator[str]:
     """Write page, figures and data for images under a model's reductions.
@@ -87,7 +86,8 @@ def write_page(
         tokens_text = counted_noun(trace.num_tokens, "token")
         yield f"{label}: {trace.num_patches} patches, {tokens_text} at the end"
     data_file = tracing.write_traces(folder, names, methods, traces)
-    page = render_page(names, methods, traces, weights_name, variants[0].class_names)
+    weights = variants[0]
+    page = render_page(names, methods, traces, weights.origin.name, weights.class_names)
     files.replace_file(folder / "index.html", page)
     yield f"page: {folder}/index.html; figures: {figure_folder}; data: {data_file}"
 
@@ -99,7 +99,7 @@ def render_page(
     weights_name: str,
     class_names: Sequence[str | None] | None = None,
 ) -> str:
-    """Render the page as HTML; arguments as in `write_page` and `write_traces`."""
+    """Render the page as HTML; `names`, `methods` and `traces` as in `write_traces`."""
     rows = []
     for method, trace in zip(methods, traces, strict=True):
         counts = ", ".join(str(stage.num_tokens) for stage in trace.stages)

@@ -102,9 +102,8 @@ def _trace_in_batches(model, variables, images):
     variables = jax.device_put(variables)  # once for all batches
     batch_results = []
     batch_size = min(TRACE_BATCH, len(images))
-    for start in with_progress_bar(
-        range(0, len(images), batch_size), "batches of images traced"
-    ):
+    starts = range(0, len(images), batch_size)
+    for start in with_progress_bar(starts, "batches of images traced"):
         # The last batch is padded with copies of its first image.
         indices = np.arange(start, start + batch_size)
         batch = images[np.where(indices < len(images), indices, start)]
@@ -122,8 +121,7 @@ def _token_maps_and_logits(variables, images, model):
     # Full float32: GPUs would round factors of products, and near ties would differ.
     with jax.default_matmul_precision("highest"):
         outputs = model.apply(variables, images)
-    _, height, width, _ = images.shape
-    grid = patch_grid((height, width), model.config.patch_size, cut=True)
+    grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
     # The first map is from before the first step.
     _, *maps_after_steps = trace_patches(outputs.results, len(images), math.prod(grid))
     token_maps = [token_map for token_map in maps_after_steps if token_map is not None]

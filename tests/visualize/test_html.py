@@ -26,5 +26,5 @@ def test_outputs_without_classes_have_no_likeliest(tmp_path, options):
     if not options:
         vit = tiny_vit.with_problem_type(vit, "regression")
     images = np.zeros((1, 20, 20, 3), np.uint8)
-    list(html.write_page(tmp_path, [vit], images, ["a"], "w.npz"))
+    list(html.write_page(tmp_path, [vit], images, ["a"]))
     assert "% sure" not in (tmp_path / "index.html").read_text()

@@ -24,13 +24,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import ViTConfig
 from imagepiece_jax.models.record import list_differences
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.weights.folder_files import (
-    CHECKPOINTS_FOLDER,
-    CLASS_NAMES_FILE,
-    CONFIG_FILE,
-    complete_steps,
-    read_run_file,
-)
+from imagepiece_jax.weights import folder_files
+from imagepiece_jax.weights.folder_files import CONFIG_FILE
 
 RUN_FILE = "run.json"
 # Fields that a resumed run may change. Its images may have moved, because their digest
@@ -46,7 +41,8 @@ NO_FIELD = "not a field"
 
 def has_steps(workdir: str | os.PathLike) -> bool:
     """Whether a run in `workdir` has a checkpoint."""
-    return bool(complete_steps(pathlib.Path(workdir) / CHECKPOINTS_FOLDER / "latest"))
+    checkpoints = pathlib.Path(workdir) / folder_files.CHECKPOINTS_FOLDER
+    return bool(folder_files.complete_steps(checkpoints / "latest"))
 
 
 def read_earlier_model(workdir: str | os.PathLike) -> ViTConfig | None:
@@ -54,7 +50,7 @@ def read_earlier_model(workdir: str | os.PathLike) -> ViTConfig | None:
     config_file = pathlib.Path(workdir) / CONFIG_FILE
     if not (has_steps(workdir) and config_file.is_file()):
         return None
-    return RunConfig.from_config(read_run_file(config_file)).vit_config
+    return RunConfig.from_config(folder_files.read_run_file(config_file)).vit_config
 
 
 def check_config(workdir: str | os.PathLike, config: dict) -> None:
@@ -69,9 +65,9 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
         problem = f"{config_path} is not a run's; {CHOOSE_OTHER_WORKDIR}"
         refuse_any((is_foreign, problem))
         return
-    old_fields = encode_fields(read_run_file(config_path))
-    new_fields = encode_fields(config)
-    for name, value, old_value in list_differences(new_fields, old_fields):
+    old_fields = encode_fields(folder_files.read_run_file(config_path))
+    differences = list_differences(encode_fields(config), old_fields)
+    for name, value, old_value in differences:  # a value is None on one side at most
         if name not in MAY_CHANGE:
             raise InputError(
                 f"config.{name} is {value or NO_FIELD}, but {old_value or NO_FIELD} in "
@@ -106,7 +102,7 @@ def record_start(
     files.write_json(workdir / CONFIG_FILE, config)
     if class_names is not None:
         names_json = json.dumps(class_names, indent=0, ensure_ascii=False)
-        files.replace_file(workdir / CLASS_NAMES_FILE, names_json + "\n")
+        files.replace_file(workdir / folder_files.CLASS_NAMES_FILE, names_json + "\n")
 
 
 def encode_fields(config: dict) -> dict[str, str]:
