@@ -41,4 +41,4 @@ class Stopped(Exception):
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"stopped at step {step}; the same command resumes from there")
         self.signum = signum
-        self.status = 128 + signum
+        self.status = 128 + signum  # as shells report a signal

@@ -83,18 +83,18 @@ def time_groups(
     file: for JSON lines, one per workload, rewritten after every group
     """
     first_case = next(iter(case_groups[0].values()))
+    path = first_case.variant.origin.path
+    weights_path = None if path is None else str(path)  # None: random weights
     timing_columns = {
         "mode": first_case.mode,
         "dtype": first_case.dtype,
-        "weights": first_case.weights_path,
+        "weights": weights_path,
         "device": device.device_name(),
         "versions": device.library_versions(),
         "git": git_revision(),
         **dataclasses.asdict(timing),
     }
-    weights_text = "random weights"
-    if first_case.weights_path is not None:
-        weights_text = f"weights of {first_case.weights_path}"
+    weights_text = f"weights of {weights_path}" if weights_path else "random weights"
     device_text = f"{timing_columns['device']}, {first_case.dtype}"
     print(f"{device_text}, {weights_text}, random images", flush=True)
     json_lines = []

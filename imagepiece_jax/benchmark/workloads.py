@@ -83,12 +83,6 @@ class BenchmarkCase:
             # The way to set a field of a frozen class.
             object.__setattr__(self, "training", config)
 
-    @property
-    def weights_path(self) -> str | None:
-        """Path of the weights; None for random weights."""
-        path = self.variant.origin.path
-        return None if path is None else str(path)
-
     def compile_workload(self) -> Workload:
         """Compile the program to time."""
         image_macs = model_macs(self.variant.model)
@@ -169,12 +163,11 @@ def training_config(pretrained: Pretrained, batch_size: int, dtype: str) -> RunC
     """DeiT's recipe, the defaults of `RunConfig`, for a model with its reduction."""
     if pretrained.reduction is None:
         raise InputError("mode is train, which needs a reduction with a name")
-    attention = pretrained.model.execution.attention
     return LoadedRun(
         vit_config=pretrained.config,
         image_size=cast(int, pretrained.image_size),  # RunConfig refuses two sides
         num_classes=pretrained.config.num_classes,
-        model=ModelConfig(dtype=dtype, attention=attention),
+        model=ModelConfig(dtype=dtype, attention=pretrained.model.execution.attention),
         reduction=pretrained.reduction,
         batch_size=batch_size,
     )
@@ -194,13 +187,8 @@ def call_on_noise(program: optimize.Program) -> Callable[[int], Array]:
 @functools.lru_cache(maxsize=4)  # shapes of images
 def _draw_noise(shape, dtype):
     """Random images on the device, shared by programs that take turns."""
-
-    @jax.jit
-    def draw_images():
-        keys = jax.random.split(root_key(0), NUM_INPUTS)
-        return [jax.random.normal(key, shape, dtype=dtype) for key in keys]
-
-    return draw_images()
+    keys = jax.random.split(root_key(0), NUM_INPUTS)
+    return [jax.random.normal(key, shape, dtype=dtype) for key in keys]
 
 
 def make_training_step(

@@ -53,6 +53,7 @@ def main(
     pretrained = weights.load_model()
     options = {"patches": patches, "logits": logits, "batch_size": batch_size}
     failures = write_features(pretrained, image_files, file, threads=threads, **options)
+    # An image that was named twice has one row.
     print(f"{file}: vectors of {len({*image_files}) - len(failures)} images")
     if npy:
         _, vectors = read_features(file)

@@ -51,4 +51,4 @@ def main(
     variants = variants or [pretrained]
     for line in html.write_page(folder, variants, pixels, file_names, drawn_blocks):
         print(line, flush=True)
-    return int(len(file_names) < len(source))
+    return int(len(file_names) < len(source))  # 1: some cannot be read

@@ -54,7 +54,7 @@ class MetricWriter(contextlib.ExitStack):
         # A killed run wrote later lines than its last checkpoint. Without them the file
         # equals an uninterrupted run's file.
         lines = files.read_json_lines(path)
-        # -1: a new run keeps none of the lines, not even a line of step 0.
+        # -1: a new run keeps no line, not even one of step 0.
         earlier_lines = [line for line in lines if line["step"] <= (step or -1)]
         json_texts = [json.dumps(line) + "\n" for line in earlier_lines]
         files.replace_file(path, "".join(json_texts))
@@ -178,8 +178,7 @@ class RunLog(contextlib.ExitStack):
             self.restart_clock()
         else:
             self._num_timed_images += self._config.batch_size
-        is_last = step == self._length.steps
-        if not is_last and step % self._config.log_every_steps:
+        if step % self._config.log_every_steps and step != self._length.steps:
             return
         seconds = time.perf_counter() - self._start_time
         is_timed = self._num_timed_images > 0  # else only a first step was taken

@@ -210,9 +210,8 @@ def train_step(
         # Add up the metrics. A mixed image counts as the image with the larger share.
         labels = jnp.argmax(targets, axis=-1)
 
-        def count_right(num_guesses):
-            is_right = correct_at(logits, labels, num_guesses)
-            return jnp.sum(is_right, dtype=jnp.float32)
+        def count_right(count):
+            return jnp.sum(correct_at(logits, labels, count), dtype=jnp.float32)
 
         micro_sums = {
             "acc1": count_right(1),

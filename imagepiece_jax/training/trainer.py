@@ -138,6 +138,7 @@ class Run:
         """Save the run after its step; also as "best", if this step is best."""
         state = parallel.unreplicate(self.state)
         metadata = dataclasses.asdict(self.progress)
+        # First, because a run that resumes from this step saves no "best" of it.
         if self.progress.best["step"] == self.step:
             self.checkpoints.save(self.step, state, metadata, "best")
         self.checkpoints.save(self.step, state, metadata)
@@ -237,7 +238,7 @@ def _begin_run(setup):
 
 def evaluate_run(run: Run, eval_step: accuracy.EvalStep, log: RunLog) -> RunProgress:
     """Evaluate the run between two steps; return its new RunProgress."""
-    log.flush()
+    log.flush()  # the step's line, before the evaluation's
     # Weights [0] and averages [1] are evaluated in one pass over the images.
     variables_of_models = [run.state.variables]
     if run.state.ema is not None:

@@ -46,8 +46,7 @@ def write_figure(
         shares, size_text = size_shares(stage.sizes[index], token_of_patch)
         picture = token_pictures.paint_values(enlarged_image, shares, trace.grid)
         panels[1, column] = (f"sizes, {stage.title}", picture, size_text)
-    caption = FIGURE_CAPTION if column else ""
-    token_pictures.write_panel_page(path, panels, caption)
+    token_pictures.write_panel_page(path, panels, FIGURE_CAPTION if column else "")
 
 
 def size_shares(

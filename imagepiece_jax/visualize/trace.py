@@ -74,7 +74,7 @@ def trace_tokens(
     token_maps, logits = _trace_in_batches(model, variables, images)
     top_labels = confidence = None
     head = model.config.head
-    if head.activation:
+    if head.activation:  # without one the outputs are no classes
         top_labels = logits.argmax(axis=-1).astype(np.int32)
         confidence = head.probabilities(logits).max(axis=-1)
     stages = []
@@ -121,7 +121,8 @@ def _token_maps_and_logits(variables, images, model):
     # Full float32: GPUs would round factors of products, and near ties would differ.
     with jax.default_matmul_precision("highest"):
         outputs = model.apply(variables, images)
-    grid = patch_grid(images.shape[1:3], model.config.patch_size, cut=True)
+    _, height, width, _ = images.shape
+    grid = patch_grid((height, width), model.config.patch_size, cut=True)
     # The first map is from before the first step.
     _, *maps_after_steps = trace_patches(outputs.results, len(images), math.prod(grid))
     token_maps = [token_map for token_map in maps_after_steps if token_map is not None]

@@ -7,12 +7,17 @@ from imagepiece_jax.models.config import IMAGENET_MEAN
 from imagepiece_jax.models.cost import model_macs
 from imagepiece_jax.training import data, report
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.weights.folder_files import RUN_FORMAT as RUN_FORMAT
+from imagepiece_jax.weights.folder_files import RUN_FORMAT
 from tests.helpers.named_models import config
 from tests.helpers.refused_calls import refused
 from tests.helpers.small_runs import quickstart_config
 
 TINY = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "image_size": 48}
+
+
+def make_run(*groups, **fields):
+    return RunConfig.from_config(quickstart_config(*groups, **fields))
+
 
 WRONG = {  # a wrong value per kind of check
     "keep_every_steps": -1,
@@ -29,15 +34,12 @@ WRONG = {  # a wrong value per kind of check
 
 @pytest.mark.parametrize("field, value", WRONG.items())
 def test_a_value_out_of_range_is_named(field, value):
-    config = quickstart_config(**{field: value})
     with refused("config", f"{field.rpartition('.')[2]} "):
-        RunConfig.from_config(config)
+        make_run(**{field: value})
 
 
 def test_a_saved_config_has_format_counts_and_normalization():
-    run = RunConfig.from_config(
-        quickstart_config(reduction="tome:macs=0.7")
-    ).with_counts()
+    run = make_run(reduction="tome:macs=0.7").with_counts()
     run = run.fill_preprocessing(run.vit_config)
     written = run.to_dict()
     assert written["format"] == RUN_FORMAT
@@ -50,17 +52,15 @@ def test_empty_image_fields_come_from_the_model():
     crop = {"crop": 0.9, "crop_mode": "squash", "interpolation": "bilinear"}
     theirs = config(None, **TINY, mean=(0.4,) * 3, std=(0.2,) * 3, **crop)
     fields = {"image_size": 48, "data.resize": "deit"}
-    run = RunConfig.from_config(quickstart_config(fields)).fill_preprocessing(theirs)
+    run = make_run(fields).fill_preprocessing(theirs)
     assert (run.vit_config.mean, run.vit_config.std) == (theirs.mean, theirs.std)
     assert run.vit_config.preprocessing == theirs.preprocessing
     assert run.data.eval_crop == 0.9
     typed = {"model.mean": (0.1,) * 3, "model.std": (0.3,) * 3, "data.eval_crop": 0.8}
-    run = RunConfig.from_config(quickstart_config(fields | typed))
-    filled = run.fill_preprocessing(theirs).vit_config
+    filled = make_run(fields | typed).fill_preprocessing(theirs).vit_config
     assert (filled.mean, filled.std) == ((0.1,) * 3, (0.3,) * 3)
     assert filled.preprocessing == Preprocessing(48, crop=0.8)
-    fields["data.eval_crop_mode"] = "squash"
-    squashed = RunConfig.from_config(quickstart_config(fields))
+    squashed = make_run(fields, **{"data.eval_crop_mode": "squash"})
     with refused("eval_crop_mode is 'squash'", "eval_crop"):
         squashed.fill_preprocessing(theirs)
 
@@ -68,7 +68,7 @@ def test_empty_image_fields_come_from_the_model():
 def test_a_models_name_gives_normalization_but_no_crop():
     fields = {"model.name": "vit_base_patch16_224.augreg_in1k", "image_size": 224}
     fields |= {"model.patch_size": 16, "data.resize": "deit"}
-    model = RunConfig.from_config(quickstart_config(fields)).vit_config
+    model = make_run(fields).vit_config
     assert (model.mean, model.std) == ((0.5,) * 3, (0.5,) * 3)
     assert model.preprocessing == Preprocessing(224)
 
@@ -87,18 +87,15 @@ def test_an_epochs_model_has_its_keep_rate():
 
 
 def test_a_runs_flop_count_every_epoch_and_the_teacher():
-    """DeiT-S by hand, a keep-rate warm-up, and a teacher without gradients."""
     deit = RunConfig.from_config(base.get_config())
     flop = report.count_training_flop(deit, 1_281_167)
     assert flop == pytest.approx(300 * 1251 * 1024 * 3 * 2 * 4.6e9, rel=1e-3)
-    config = quickstart_config(epochs=4)
-    config.reduction = "evit:blocks=(1,2,3):rate_warmup_start=1:rate_warmup_epochs=2"
-    evit = RunConfig.from_config(config)
+    warm_up = "evit:blocks=(1,2,3):rate_warmup_start=1:rate_warmup_epochs=2"
+    evit = make_run(epochs=4, reduction=warm_up)
     macs = [model_macs(evit.create_train_model(epoch)) for epoch in range(4)]
     assert macs == sorted(macs, reverse=True) and len(set(macs)) == 3
     assert report.count_training_flop(evit, 640) == 2 * 10 * 64 * 3 * sum(macs)
-    config.distill.kind = "soft"
-    taught_run = RunConfig.from_config(config)
+    taught_run = make_run(epochs=4, reduction=warm_up, **{"distill.kind": "soft"})
     for known, teacher_macs in ((None, macs[0]), (10, 10)):
         flop = report.count_training_flop(taught_run, 640, known)
         assert flop == 2 * 10 * 64 * (3 * sum(macs) + 4 * teacher_macs)
@@ -107,8 +104,7 @@ def test_a_runs_flop_count_every_epoch_and_the_teacher():
 @pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}])
 def test_mixing_needs_pairs(options):
     def check_run(**fields):
-        fields |= {"batch_size": 6, "grad_accum_steps": 2}
-        run = RunConfig.from_config(quickstart_config(**fields))
+        run = make_run(fields, batch_size=6, grad_accum_steps=2)
         data.check_training(run, Placement(accumulation=2))
 
     with refused("config.batch_size makes odd micro-batches"):

@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import json
 import math
@@ -27,20 +28,16 @@ def step_metrics():
 @pytest.fixture
 def begin(tmp_path):
     """A function that makes a RunLog with 20 steps an epoch and 64 images a step."""
-    started = []
 
     def begin(step=0, **fields):
-        config = small_runs.quickstart_config(
-            {"progress": False, "log_every_steps": 2}, **fields
-        )
+        fields = {"progress": False, "log_every_steps": 2} | fields
+        config = RunConfig.from_config(small_runs.quickstart_config(fields))
         length = RunLength(steps_per_epoch=20, epochs=2, eval_every_epochs=1)
-        run_config = RunConfig.from_config(config)
-        started.append(logging.RunLog(tmp_path / "run", run_config, length, step))
-        return started[-1]
+        run_log = logging.RunLog(tmp_path / "run", config, length, step)
+        return stack.enter_context(run_log)
 
-    yield begin
-    for run in started:
-        run.close()
+    with contextlib.ExitStack() as stack:
+        yield begin
 
 
 def test_a_line_has_the_means_of_its_window(begin, tmp_path):

@@ -43,8 +43,6 @@ KL_DIV = {
     3.0: (1.2593095038623665, 0.8155997193360418),
 }
 HARD = (1.8423495823898222, 1.676727373207566)  # classes 2 and 1 of the teacher
-
-
 TARGETS = np.array([[0.7, 0.1, 0.1, 0.1], [0.0, 0.0, 0.5, 0.5]])
 
 
@@ -60,9 +58,8 @@ def test_each_term_by_hand_reads_its_head(kind, temperature, distances, has_toke
     logits = jnp.float32((class_logits + STUDENT) / 2)
     outputs = Outputs(logits, None, None, None, (), (), heads if has_token else ())
     distill = DistillConfig(kind=kind, temperature=temperature, weight=0.25)
-    loss, terms = distillation_loss(
-        distill, outputs, *map(jnp.float32, (TARGETS, TEACHER))
-    )
+    arrays = map(jnp.float32, (TARGETS, TEACHER))
+    loss, terms = distillation_loss(distill, outputs, *arrays)
     by_labels = -(TARGETS * log_softmax(class_logits)).sum(1).mean()
     assert_close(loss, 0.75 * by_labels)
     assert_close(terms["distill"], 0.25 * np.mean(distances))
@@ -141,9 +138,8 @@ def test_a_teacher_keeps_its_size_and_normalization(tmp_path):
     def load_teacher(num_classes):
         fields = {"model.mean": MEAN, "model.std": STD, "num_classes": num_classes}
         fields |= {"distill.kind": "soft", "teacher.weights": f"{tmp_path}/w"}
-        run = RunConfig.from_config(
-            small_runs.quickstart_config(small_runs.DENSE, fields)
-        )
+        config = small_runs.quickstart_config(small_runs.DENSE, fields)
+        run = RunConfig.from_config(config)
         weights = InitialWeights(run, "no_such_run")
         return teacher.create_teacher(run, run.create_dense_model(), weights)[0]
 

@@ -95,7 +95,7 @@ def test_a_test_split_chooses_no_step_and_other_images_no_run(tmp_path, capsys):
         write_plain(tmp_path, f"set/{split}/{name}/{shade}.bmp", color=(shade,) * 3)
     fields = {"data.name": f"folder:{tmp_path / 'set'}", "num_classes": 2}
     fields |= {"batch_size": 8, "eval_batch_size": 16}
-    config = short_config(small_runs.DENSE, PLAIN, **fields)
+    config = short_config(PLAIN, **fields)
     workdir = tmp_path / "run"
     small_runs.train(config, workdir)
     assert folders(workdir, "best") == ["4"]
@@ -131,17 +131,10 @@ def test_a_run_is_not_resumed_with_another_teacher_or_mean(tmp_path):
         begin(0)
 
 
-# 1,438 digits, 256 a step: 10 steps, in this process, of two programs: all tokens in
-# the first epoch, half of them in the second.
-SHORT = small_runs.DENSE | {"batch_size": 256, "epochs": 2, "warmup_epochs": 0.0}
-SHORT |= {"model.depth": 1, "model.stem": "patch"}
-
-
 @pytest.mark.slow
 def test_a_run_of_two_programs_resumes_from_any_checkpoint(tmp_path, capsys):
-    config = small_runs.quickstart_config(
-        SHORT, checkpoint_every_steps=4, keep_every_steps=3
-    )
+    """All tokens in the first epoch, half of them in the second."""
+    config = short_config(PLAIN, checkpoint_every_steps=4, keep_every_steps=3)
     config.reduction = "evit:keep_rate=0.5:blocks=(0,):rate_warmup_epochs=1"
     last = small_runs.train(config, tmp_path)
     assert folders(tmp_path) == ["10", "3", "6", "9"]
@@ -159,15 +152,12 @@ def test_a_run_of_two_programs_resumes_from_any_checkpoint(tmp_path, capsys):
         assert_same(arrays, small_runs.arrays(tmp_path, "latest"))
 
 
-PAGE = test_readme.DOCS / "training.md"
-
-
 def test_the_pages_custom_loss_trains(tmp_path, monkeypatch):
     """1,438 digits, 479 a step: three steps."""
     monkeypatch.chdir(tmp_path)
-    config = small_runs.quickstart_config(SHORT, batch_size=479, epochs=1)
+    config = short_config(PLAIN, batch_size=479, epochs=1)
     space = {"config": RunConfig.from_config(config)}
-    test_readme.run(PAGE, "import dataclasses", space)
+    test_readme.run(test_readme.DOCS / "training.md", "import dataclasses", space)
     steps = small_runs.lines(tmp_path / "runs" / "focal", "train")
     assert [line["step"] for line in steps] == [1, 2, 3]
     # Weights that know nothing give each of 10 classes the probability 1/2.
@@ -188,10 +178,8 @@ def test_eight_devices_train_like_one(tmp_path):
     running = small_runs.start(tmp_path / "8", DRAWING, devices=8)
     small_runs.train(small_runs.quickstart_config(DRAWING), tmp_path / "1")
     assert forked_processes.statuses([running], timeout=300) == [0]
-    losses = []
-    for name in ("1", "8"):
-        lines = small_runs.lines(tmp_path / name, "train")
-        losses.append([line["loss"] for line in lines])
+    runs = [small_runs.lines(tmp_path / name, "train") for name in "18"]
+    losses = [[line["loss"] for line in lines] for lines in runs]
     assert len(losses[0]) == 8
     np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=1e-5)
 

@@ -17,7 +17,6 @@ import time
 from flax import traverse_util
 
 from imagepiece_jax.common import files, parallel
-from imagepiece_jax.common.checks import refuse_any
 from imagepiece_jax.common.version import KEY_LIBRARIES
 from imagepiece_jax.data.class_names import ClassNames
 from imagepiece_jax.errors import InputError
@@ -61,9 +60,8 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
     config_path = pathlib.Path(workdir) / CONFIG_FILE
     if not has_steps(workdir):  # another config can start here
         is_run = config_path.with_name(RUN_FILE).exists()
-        is_foreign = config_path.exists() and not is_run
-        problem = f"{config_path} is not a run's; {CHOOSE_OTHER_WORKDIR}"
-        refuse_any((is_foreign, problem))
+        if config_path.exists() and not is_run:
+            raise InputError(f"{config_path} is not a run's; {CHOOSE_OTHER_WORKDIR}")
         return
     old_fields = encode_fields(folder_files.read_run_file(config_path))
     differences = list_differences(encode_fields(config), old_fields)
