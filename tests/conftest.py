@@ -86,7 +86,6 @@ def recoveries_compiled_once(file_patch):
 
 @pytest.fixture(scope="module")
 def evaluations_compiled_once(file_patch):
-    """Evaluations of equal models compile once."""
     from imagepiece_jax.evaluation import accuracy
 
     remembered = functools.cache(accuracy.make_eval_step)

@@ -37,7 +37,6 @@ def name_of(requirement):
 
 
 def required_by(nodes):
-    """Names of packages that nodes of a syntax tree import."""
     names = set()
     for node in nodes:
         if isinstance(node, ast.Import):

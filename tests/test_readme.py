@@ -139,7 +139,6 @@ def test_pages_quote_their_files():
 
 @pytest.fixture
 def photographs(tmp_path, monkeypatch):
-    """Two photographs in the working folder."""
     for name in ("cat.jpg", "dog.jpg"):
         Image.new("RGB", (300, 200), "gray").save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -183,24 +182,18 @@ def test_a_photograph_has_its_class_without_this_package(downloaded, assets):
         assert abs(space["odds"].max() - best.probability) < 1e-4
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
+@pytest.fixture
+def hub_of_pages(photographs, tmp_path_factory, monkeypatch):
     parent = tmp_path_factory.mktemp("hub")
     names = ["vit_base_patch16_clip_224.openai_ft_in1k"]  # of docs/models.md
     names.append("vit_small_patch14_reg4_dinov2.lvd142m")
+    sizes = {"depth": 2, "embed_dim": 24, "num_heads": 2}
     folders = {}
     for name in names:
-        model = create_model(
-            named_models.config(name, depth=2, embed_dim=24, num_heads=2)
-        )
+        model = create_model(named_models.config(name, **sizes))
         vit = imagepiece_jax.Pretrained(model, tiny_vit.variables(model))
         folders[f"hf://timm/{name}"] = imagepiece_jax.save(vit, parent / name)
-    return folders
-
-
-@pytest.fixture
-def hub_of_pages(published, photographs, monkeypatch):
-    monkeypatch.setattr(location, "fetch_folder", published.__getitem__)
+    monkeypatch.setattr(location, "fetch_folder", folders.__getitem__)
 
 
 def test_the_block_of_commands_runs_as_pasted(downloaded, monkeypatch):

@@ -27,7 +27,6 @@ TOKENS[2] = TOKENS[2, 0]  # every score and similarity is a tie
 
 
 def first_step(label, x):
-    """A method's first step: (result, TokenState)."""
     plan = test_methods.short_plan(*CASES[label])
     block, layer = next((i, layer) for i, layer in enumerate(plan) if layer.counts)
     keys = None

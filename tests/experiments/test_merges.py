@@ -9,13 +9,12 @@ from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.imagepiece import Retokenize
 from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import ReducerInputs
-from tests.helpers import tiny_vit
+from tests.helpers import oracles, tiny_vit
 from tests.helpers.reduction_steps import vectors
 from tests.helpers.rounding import assert_close
 
 
 def random_inputs(n=19, batch=3, seed=0):
-    """Tokens of noise."""
     rng = np.random.default_rng(seed)
     return ReducerInputs(
         x=np.ones((batch, n, 2), np.float32),
@@ -26,7 +25,6 @@ def random_inputs(n=19, batch=3, seed=0):
 
 
 def match(reducer, counts, tokens):
-    """A matching's result, and its pairs."""
     result = reducer(tokens, counts)
     return result, merges.merged_pairs(tokens, result, reducer, counts)
 
@@ -88,10 +86,8 @@ def test_pairs_agree_with_slots(reducer, counts):
 
 def slow_overlap(members, attention, percent):
     """Sorted lists instead of counted places."""
-    n = len(attention)
-    count = -(-percent * n // 100)
-    order = sorted(range(n), key=lambda token: (-attention[token], token))
-    shared = set(order[:count]) & set(np.flatnonzero(members))
+    count = -(-percent * len(attention) // 100)
+    shared = {*oracles.by_score(attention)[:count]} & {*np.flatnonzero(members)}
     return 100 * len(shared) / members.sum()
 
 

@@ -19,8 +19,6 @@ IMAGES = 1000
 
 
 class Photographs:
-    """A set of a thousand images."""
-
     text = f"{IMAGES} images of a set"
     preprocessing = Preprocessing(224)
     facts = {}
@@ -68,7 +66,6 @@ def table_cells(study, page):
 
 
 def points(study, reduction, base):
-    """Points by which a reduction exceeds the base."""
     rights = [study.evaluate(study.pretrained, x).right for x in (reduction, base)]
     return 100 * (rights[0].mean() - rights[1].mean())
 

@@ -9,7 +9,7 @@ from imagepiece_jax.common.files import read_json_lines
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluation.result_cache import POINTS_FILE_NAME
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
-from tests.helpers import tiny_paper
+from tests.helpers import oracles, tiny_paper
 
 TOME = "tome:r=4"
 
@@ -37,14 +37,13 @@ def test_a_line_has_the_whole_setting(study, pretrained):
 
 
 def slow_ratio(outputs, place, next_step, count):
-    """Mean share, token by token, of merged tokens among the `kept` most attended."""
+    """Mean share, token by token, of merged tokens among the `count` most attended."""
     shares = []
     slots_of_images = np.asarray(outputs.results[place].slot_of_token)
     attention = np.asarray(outputs.reducer_inputs[next_step].cls_attn)
     for slots, scores in zip(slots_of_images, attention, strict=True):
-        merged = [s for s in set(slots) if (slots == s).sum() > 1]
-        order = sorted(range(len(scores)), key=lambda t: (-scores[t], t))
-        shares.append(np.mean([order.index(s) < count for s in merged]))
+        merged = [slot for slot in set(slots) if (slots == slot).sum() > 1]
+        shares.append(np.mean(oracles.rank_by_score(scores)[merged] < count))
     return 100 * np.mean(shares)
 
 

@@ -23,7 +23,6 @@ def test_pages_have_the_files_tables(stored):
 
 
 def test_readmes_typed_shares_are_the_measured_reductions(stored):
-    """A share gives the tokens and reducers of its row's reduction."""
     dense = create_model("deit_tiny_patch16_224.fb_in1k")
     for row in stored.readme:
         argument, _, value = row["typed"].partition("=")

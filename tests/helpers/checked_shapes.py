@@ -38,7 +38,6 @@ def check_arrays(function=None, *, typechecker):
 
 
 def has_array(hint):
-    """Whether a hint names an array with a shape."""
     if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
         return True
     return any(map(has_array, typing.get_args(hint)))

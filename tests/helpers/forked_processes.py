@@ -66,7 +66,6 @@ def statuses(processes, timeout):
 
 
 def free_port():
-    """The number of a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

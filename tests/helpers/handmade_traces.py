@@ -16,10 +16,6 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
 
 
-def for_two_images(row):
-    return np.stack([np.asarray(row)] * 2)
-
-
 def _trace(stages, tokens):
     top = np.array([3, 4], np.int32)
     return Trace(GRID, stages, tokens, top, np.array([0.25, 0.5], np.float32))
@@ -28,8 +24,8 @@ def _trace(stages, tokens):
 def hard_trace():
     """A merge in block 1 and a pruning before block 3."""
     stages = (
-        Stage(1, "mid", 5, for_two_images(MERGED)),
-        Stage(3, "pre", 4, for_two_images(PRUNED)),
+        Stage(1, "mid", 5, np.stack([MERGED] * 2)),
+        Stage(3, "pre", 4, np.stack([PRUNED] * 2)),
     )
     return _trace(stages, 4)
 

@@ -51,8 +51,6 @@ def random_outputs(model, seed=5):
 
 @dataclasses.dataclass(frozen=True)
 class KeepListed(Reducer):
-    """Keep only these tokens, in every image."""
-
     tokens: tuple[int, ...]
 
     def __call__(self, inputs, counts, train=False):

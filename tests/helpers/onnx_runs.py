@@ -40,7 +40,6 @@ def open_session(model):
 
 
 def run_onnxruntime(model, *batches):
-    """Logits of each batch by onnxruntime."""
     session = open_session(model)
     return [session.run(None, {"images": np.asarray(images)})[0] for images in batches]
 

@@ -191,7 +191,6 @@ def convolution(image, kernel, stride=1, pad=0):
 
 
 def softmax(logits):
-    """Softmax over the last axis: classes or keys."""
     powers = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 

@@ -28,7 +28,6 @@ def record(**row):
 
 
 def public_weights():
-    """The names of all public weights."""
     rows = public_models().items()
     return [f"{model}.{tag}" for model, row in rows for tag in row["weights"]]
 

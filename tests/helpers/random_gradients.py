@@ -8,7 +8,6 @@ from tests.helpers import tiny_vit
 
 
 def draw_normal(*shape, seed=0, dtype="float32"):
-    """Normal random numbers of a shape and a type."""
     values = np.random.default_rng(seed).normal(size=shape)
     return values.astype(np.float32).astype(jnp.dtype(dtype))
 

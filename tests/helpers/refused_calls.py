@@ -8,7 +8,6 @@ from imagepiece_jax.errors import InputError
 
 
 def warns_untrained(part="head"):
-    """Context that must warn about an untrained part."""
     return pytest.warns(UserWarning, match=f"untrained {part}.*drawn from a seed")
 
 

@@ -54,7 +54,6 @@ def train(config, workdir, **options):
 
 
 def lines(workdir, kind):
-    """A run's metric lines of one kind."""
     return [line for line in read_metrics(workdir) if line["kind"] == kind]
 
 
@@ -63,7 +62,6 @@ def read_metrics(workdir):
 
 
 def unclocked_lines(workdir):
-    """A run's metric lines, without measured times."""
     lines = read_metrics(workdir)
     for line in lines:
         for name in CLOCKED_METRICS:
