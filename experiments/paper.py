@@ -208,10 +208,11 @@ class Study:
         if self.clock is None:
             return None
         reduction = Reduction.read(reduction)
+        model = vit.reduced_model(reduction)
         setting = {
             "kind": "speed",
-            "model": as_json(vit.reduced_model(reduction)),
-            "reduction": self.weights(vit).format_reduction(reduction),
+            "model": as_json(model),
+            "reduction": str(dataclasses.replace(reduction, prop_attn=model.prop_attn)),
             **self.clock.setting,
         }
         measure = functools.partial(self.clock, vit, reduction)

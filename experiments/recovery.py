@@ -128,6 +128,7 @@ def judge_recovery(vit, recovered, source):
         images = teacher.normalize_pixels(pixels)
         outputs = teacher.comparison.compute_outputs(vit.model, variables, images)
         distances = teacher.comparison.loss_terms(outputs, targets)
+        distances["logits"] = distances.pop("outputs")
         distances |= teacher.comparison.measure_images(outputs, targets)
         if "patches" in teacher.comparison.output_names:
             change = unreachable_change(vit.model, variables, images, targets)
@@ -178,7 +179,7 @@ def encode_right_answers(vit, source):
     batches = read_image_batches(source, whole, 50)
     for batch, answers in DenseTeacher(vit).pair_outputs(batches):
         is_image = batch["mask"]  # and not padding
-        first = np.argmax(parallel.local_rows(answers)["logits"], axis=-1)[is_image]
+        first = np.argmax(parallel.local_rows(answers)["outputs"], axis=-1)[is_image]
         index = batch["index"][is_image]
         right[index] = first == labels[index]
     return encode_bits(right)

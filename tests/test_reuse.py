@@ -91,7 +91,7 @@ OTHERS = {
 )
 def test_changed_settings_are_measured_anew(vit, name):
     measured = MeasuredWeights(vit, types.SimpleNamespace(facts=SETTING))
-    changes = OTHERS.get(name) or {"vit": changed_models(vit)[name]}
+    changes = OTHERS.get(name) or {"pretrained": changed_models(vit)[name]}
     changed = dataclasses.replace(measured, **changes)
     key = measured.make_result_key("accuracy", vit.reduction)
-    assert changed.make_result_key("accuracy", changed.vit.reduction) != key
+    assert changed.make_result_key("accuracy", changed.pretrained.reduction) != key

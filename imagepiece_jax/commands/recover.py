@@ -43,7 +43,8 @@ def main(
     from imagepiece_jax.weights.save import checked_folder, save
 
     folder = checked_folder(out)
-    make_recipe(steps, minutes, batch_size, seed, parameters)  # errors before loading
+    # Errors come before anything is loaded.
+    make_recipe(steps, minutes, batch_size=batch_size, seed=seed, parameters=parameters)
     source = as_source(images.images)
     # The lock ends before the result is written, because `save` replaces the folder.
     with locked_folder("out", folder):

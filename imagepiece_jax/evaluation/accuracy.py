@@ -86,10 +86,10 @@ def _compute_image_metrics(logits, labels, classes=None):
 def _sum_metrics(image_metrics, mask):
     """Sums over one device's images, by metric."""
     sums = {"images": jnp.sum(jnp.where(mask > 0, 1.0, 0.0))}
-    for name, summand in (("acc1", "right"), ("acc5", "right5"), ("loss", "loss")):
+    for name, image_name in (("acc1", "right"), ("acc5", "right5"), ("loss", "loss")):
         # A masked image may give anything, even NaN: select, do not multiply.
-        values = image_metrics[summand].astype(jnp.float32)
-        sums[name] = jnp.sum(jnp.where(mask > 0, values, 0))
+        image_values = image_metrics[image_name].astype(jnp.float32)
+        sums[name] = jnp.sum(jnp.where(mask > 0, image_values, 0))
     return sums
 
 
@@ -139,10 +139,10 @@ def make_program_step(program: Callable[[np.ndarray], Array]) -> EvalStep:
     def measure_logits(logits, labels, mask):
         image_metrics = _compute_image_metrics(logits, labels)
         results = _sum_metrics(image_metrics, mask), image_metrics
-        return jax.tree.map(lambda x: x[None], results)  # a device axis
+        return jax.tree.map(lambda array: array[None], results)  # a device axis
 
-    def evaluate_batch(_, batch):
-        logits = program(batch["image"][0])  # on one device, with its weights inside
+    def evaluate_batch(_, batch):  # [0]: on one device
+        logits = program(batch["image"][0])
         labels_and_mask = jax.device_put((batch["label"][0], batch["mask"][0]))
         return measure_logits(logits, *labels_and_mask)
 
@@ -174,27 +174,31 @@ def evaluate_models(
     model_passes = [_ModelPass() for _ in model_variables]
     start_time = time.perf_counter()
     num_untimed_images = 0.0
-    pending = None  # (index_and_mask, results) of the last batch
+    last_batch = None  # (index_and_mask, results) of the batch that may still compute
 
-    def add_pending_results():
-        if pending is not None:
-            index_and_mask, results = pending
+    def add_last_batch():
+        if last_batch is not None:
+            index_and_mask, results = last_batch
             for model_pass, result in zip(model_passes, results, strict=True):
                 model_pass.add_batch(index_and_mask, *result)
 
     for batch_number, batch in enumerate(batches):
         if batch_number == 1:  # wait for the first batch, then start the clock
-            add_pending_results()
-            pending = None
+            add_last_batch()
+            last_batch = None
             start_time = time.perf_counter()
             num_untimed_images = model_passes[0].metric_sums["images"]
         results = [step(variables, batch) for variables in model_variables]
-        add_pending_results()  # one behind: the device works while the host reads
+        add_last_batch()  # one behind: the device works while the host reads
+        # Copies, because the batches' owner may fill the arrays again.
         index_and_mask = {name: np.array(batch[name]) for name in ("index", "mask")}
-        pending = index_and_mask, results
-    add_pending_results()
+        last_batch = index_and_mask, results
+    add_last_batch()
     seconds = time.perf_counter() - start_time
-    return [p.make_result(num_untimed_images, seconds) for p in model_passes]
+    return [
+        model_pass.make_result(num_untimed_images, seconds)
+        for model_pass in model_passes
+    ]
 
 
 class _ModelPass:
@@ -221,7 +225,7 @@ class _ModelPass:
             name: np.concatenate(arrays) for name, arrays in self.batch_arrays.items()
         }
         order = np.argsort(image_metrics["index"], kind="stable")
-        num_images = max(self.metric_sums["images"], 1.0)
+        num_images = max(self.metric_sums["images"], 1.0)  # no image: 0, not NaN
         return EvalResult(
             acc1=100 * self.metric_sums["acc1"] / num_images,
             acc5=100 * self.metric_sums["acc5"] / num_images,

@@ -51,10 +51,11 @@ class ComparedRow:
     @property
     def is_recovered(self) -> bool:
         """Whether the reduction has values of its own from a recovery."""
-        vit = self.weights.vit
-        if not vit.recovery or self.reduction == DENSE_REDUCTION:
+        pretrained = self.weights.pretrained
+        if not pretrained.recovery or self.reduction == DENSE_REDUCTION:
             return False
-        variant = vit.recovery.variant_for(vit.reduced_model(self.reduction))
+        model = pretrained.reduced_model(self.reduction)
+        variant = pretrained.recovery.variant_for(model)
         return variant is not None and bool(variant.values)
 
 
@@ -126,27 +127,25 @@ def make_rows(
     reductions: str | Iterable[str] = (),
     image_sizes: Iterable[int] = (),
 ) -> list[ComparedRow]:
-    """Make rows from reductions and image sizes; the default is DEFAULT_MAC_SHARES.
+    """Make the rows of `compare`, by default for DEFAULT_MAC_SHARES.
 
-    reductions: texts for `Reduction.read`
-    image_sizes: pixels a side, for the dense model
     Raises InputError for a row that does not fit, and for a duplicate.
     """
-    vit = dense_weights.vit
+    pretrained = dense_weights.pretrained
     reduction_texts = [reductions] if isinstance(reductions, str) else [*reductions]
     sides = list(image_sizes)
     if not reduction_texts and not sides:
         reduction_texts = list(DEFAULT_MAC_SHARES)
     rows = []
-    for reduction_text in reduction_texts:
-        reduction = vit.with_reduction(reduction_text).reduction or DENSE_REDUCTION
-        rows.append(ComparedRow(reduction_text, dense_weights, reduction))
+    for text in reduction_texts:
+        reduction = pretrained.with_reduction(text).reduction or DENSE_REDUCTION
+        rows.append(ComparedRow(text, dense_weights, reduction))
     for side in sides:
         weights = use_smaller_images(dense_weights, side)
         rows.append(ComparedRow(f"image_size={side}", weights))
-    row_names = {(vit.image_size, DENSE_REDUCTION): "dense"}
+    row_names = {(pretrained.image_size, DENSE_REDUCTION): "dense"}
     for row in rows:
-        variant = row.weights.vit.image_size, row.reduction
+        variant = row.weights.pretrained.image_size, row.reduction
         if variant in row_names:
             raise InputError(f"{row.name} is {row_names[variant]} again; give it once")
         row_names[variant] = row.name
@@ -154,24 +153,24 @@ def make_rows(
 
 
 def measure_rows(
-    dense: MeasuredWeights, rows: Sequence[ComparedRow], cache: ResultCache | None
+    dense_weights: MeasuredWeights, rows: list[ComparedRow], cache: ResultCache | None
 ) -> Report:
     """Measure the dense model, every row and fidelity's controls once, and compare."""
-    all_rows = [ComparedRow("dense", dense), *rows]
-    if dense.reference:
+    all_rows = [ComparedRow("dense", dense_weights), *rows]
+    if dense_weights.reference:
         for control in compare_outputs.CONTROLS:
             name = f"dense, images {control}"
-            weights = dataclasses.replace(dense, control=control, name=name)
+            weights = dataclasses.replace(dense_weights, control=control, name=name)
             all_rows.append(ComparedRow(name, weights))
     records = {}
     for row in all_rows:
         weights = dataclasses.replace(row.weights, cache=cache)
         records[row.name] = weights.measure_reduction(row.reduction)
     comparisons = {}
-    if not dense.reference:
+    if not dense_weights.reference:
         smaller_names = [row.name for row in all_rows if row.is_smaller]
         comparisons = compare_pairs(records, smaller_names)
-    return Report(dense, all_rows, records, comparisons)
+    return Report(dense_weights, all_rows, records, comparisons)
 
 
 def compare_pairs(
@@ -210,13 +209,14 @@ def _decode_right(record):
 
 def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWeights:
     """The dense weights on images of `side` pixels a side."""
-    vit = dense_weights.vit
-    if side >= min(image_sides(vit.image_size)):
-        limit = f"the model's image_size, {size_text(vit.image_size)}"
+    pretrained = dense_weights.pretrained
+    if side >= min(image_sides(pretrained.image_size)):
+        limit = f"the model's image_size, {size_text(pretrained.image_size)}"
         raise InputError(f"image_sizes has {side}; sizes must be below {limit}")
     return dataclasses.replace(
         dense_weights,
-        vit=vit.with_reduction(None).at_size(side),  # a dense model fits any size
+        # A reduction's counts fit one image size; a dense model takes any.
+        pretrained=pretrained.with_reduction(None).at_size(side),
         smaller_side=side,
         compiled_steps={},
         name=f"images of {side} pixels a side",
@@ -225,13 +225,13 @@ def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWei
 
 def format_page(report: Report) -> str:
     """Page of a comparison: what was measured, rows, and the picture."""
-    vit = report.dense_weights.vit
+    pretrained = report.dense_weights.pretrained
     image_set = report.dense_weights.images.facts["data"]
     subject = {
-        "weights": f"`{vit.origin.name}`",
-        "digest": vit.digest,
+        "weights": f"`{pretrained.origin.name}`",
+        "digest": pretrained.digest,
         "images": f"{report.figures['dense']['images']:,} of {image_set}",
-        "crop": vit.preprocessing.description,
+        "crop": pretrained.preprocessing.description,
     }
     metric_name = "Accuracy" if report.comparisons else "Fidelity"
     sections = [
@@ -298,7 +298,7 @@ def paint_plot(path: str | os.PathLike, report: Report) -> None:
         dense_level = dense_record["fidelity"][metric][0]  # of value, low, high
     curves = {}
     for row in report.rows[1:]:
-        # Chance would stretch the axis.
+        # Shuffled outputs agree by chance, far below: they would stretch the axis.
         if row.weights.control == compare_outputs.SHUFFLED_CONTROL:
             continue
         curve_name = row.reduction.name

@@ -5,7 +5,7 @@ import functools
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from imagepiece_jax.common import parallel
 from imagepiece_jax.common.checks import check_range
@@ -25,6 +25,7 @@ from imagepiece_jax.models.program import ExportedProgram
 # Bounds and defaults of `ReadOptions`
 LEAST_VALUES = {"limit": 1, "batch_size": 1, "workers": 0, "threads": 0}
 DEFAULT_VALUES = {"batch_size": 512, "workers": 8, "threads": 2}
+TrainedModel: TypeAlias = Pretrained | ExportedProgram
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class ReadOptions:
         return ReadOptions(**values)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class LabeledImages:
     """Labeled images, and how to read, resize and crop them."""
 
@@ -93,16 +94,16 @@ class LabeledImages:
         options = self.options
         return worker_pool.read_ahead(batches, options.workers, options.threads)
 
-    def model_facts(self, vit: Pretrained | ExportedProgram) -> dict[str, Any]:
+    def model_facts(self, trained_model: TrainedModel) -> dict[str, Any]:
         """Everything that decides a model's metrics on the images, as JSON values."""
-        origin = vit.origin
-        if isinstance(vit, Pretrained):
-            reduction = vit.reduction
-            variant = vit.recovered_variant
+        origin = trained_model.origin
+        if isinstance(trained_model, Pretrained):
+            reduction = trained_model.reduction
+            variant = trained_model.recovered_variant
             recovered_name = variant.name if variant else None
         else:
-            reduction = vit.facts["method"]
-            recovered_name = vit.facts.get("recovered")
+            reduction = trained_model.facts["method"]
+            recovered_name = trained_model.facts.get("recovered")
         return {
             "preprocessing": self.preprocessing.as_json,
             "checkpoint": origin.checkpoint,
@@ -110,15 +111,15 @@ class LabeledImages:
             "data": self.name,
             "limit": self.options.limit,
             **self.source.subset_record,
-            "num_classes": vit.config.num_classes,
-            "dtype": vit.model.execution.dtype.name,
+            "num_classes": trained_model.config.num_classes,
+            "dtype": trained_model.model.execution.dtype.name,
             "trained": {
                 "reduction": origin.reduction and str(origin.reduction),
-                "image_size": origin.image_size or vit.config.image_size,
+                "image_size": origin.image_size or trained_model.config.image_size,
             },
             "recovered": recovered_name,
             "reduction": str(reduction),
-            "gmacs": model_macs(vit.model) / 1e9,
+            "gmacs": model_macs(trained_model.model) / 1e9,
             "unreadable": len(self.source.unreadable),
         }
 
@@ -135,9 +136,9 @@ class LabeledImages:
         }
 
 
-def find_data_name(vit: Pretrained | ExportedProgram, data: str | None = None) -> str:
+def find_data_name(trained_model: TrainedModel, data: str | None = None) -> str:
     """Full name of `data`; without it, the name of the run's validation data."""
-    run_config = vit.origin.run or {}
+    run_config = trained_model.origin.run or {}
     name = registry.complete_name(data or run_config.get("data", {}).get("name", ""))
     if not name:
         raise InputError("data is missing; only a run names its own data")
@@ -145,7 +146,7 @@ def find_data_name(vit: Pretrained | ExportedProgram, data: str | None = None) -
 
 
 def open_labeled_images(
-    vit: Pretrained | ExportedProgram,
+    trained_model: TrainedModel,
     data: str | None = None,
     need_labels: bool = True,
     **options: Any,
@@ -157,49 +158,51 @@ def open_labeled_images(
     options: fields of ReadOptions
     Raises InputError for weights without classes, and for images of other classes.
     """
-    title = vit.origin.title
-    if need_labels and not vit.config.num_classes:
-        way_out = "train a head, or take vectors by `features`"
-        raise InputError(f"{title} has no classes; {way_out}")
+    title = trained_model.origin.title
     if need_labels:
-        vit.config.head.check_single_label(title, "accuracy")
-    read_options = ReadOptions(**options).completed(vit.origin.run or {})
-    data_name = find_data_name(vit, data)
-    whole_source = _open_source(vit, data_name, read_options.data_dir, need_labels)
-    source = whole_source.evenly_spaced(read_options.limit)
-    check_classes(vit.class_names, title, source.class_names, data_name)
-    for note in _list_notes(vit, data_name, whole_source, source):
-        notes.info(f"note: {note}")
-    preprocessing = vit.config.preprocessing
-    return LabeledImages(
-        name=data_name, source=source, preprocessing=preprocessing, options=read_options
+        if not trained_model.config.num_classes:
+            way_out = "train a head, or take vectors by `features`"
+            raise InputError(f"{title} has no classes; {way_out}")
+        trained_model.config.head.check_single_label(title, "accuracy")
+    read_options = ReadOptions(**options).completed(trained_model.origin.run or {})
+    data_name = find_data_name(trained_model, data)
+    whole_source = _open_source(
+        trained_model, data_name, read_options.data_dir, need_labels
     )
+    source = whole_source.evenly_spaced(read_options.limit)
+    check_classes(trained_model.class_names, title, source.class_names, data_name)
+    for note in _list_notes(data_name, whole_source, source):
+        notes.info(f"note: {note}")
+    preprocessing = trained_model.config.preprocessing
+    return LabeledImages(data_name, source, preprocessing, read_options)
 
 
-def _open_source(vit, data_name, data_dir, need_labels):
+def _open_source(trained_model, data_name, data_dir, need_labels):
     """Open a model's images; without labels if these are neither there nor needed."""
     open_images = functools.partial(
         registry.open_source, data_name, "val", data_dir=data_dir
     )
-    if need_labels or vit.config.head.is_single_label:
-        num_classes = vit.config.num_classes
+    if need_labels or trained_model.config.head.is_single_label:
+        num_classes = trained_model.config.num_classes
+        class_names = trained_model.class_names
         try:
-            return open_images(num_classes=num_classes, class_names=vit.class_names)
+            return open_images(num_classes=num_classes, class_names=class_names)
         except NoLabels as error:
             if need_labels:
                 raise NoLabels(f"{error}; `compare` needs no labels") from error
     return open_images(labeled=False)
 
 
-def _list_notes(vit, data_name, whole_source, source):
+def _list_notes(data_name, whole_source, source):
     """Note facts about labels in `source`, a part of `whole_source`."""
     note_texts = []
     if source.split:
         note_texts.append(f"images are from the split {source.split} of {data_name}")
     if source.subset_record:
-        counts = f"{len(source)} evenly spaced images of {len(whole_source)}"
-        note_texts.append(f"{counts} are used")
-    num_present = source.num_classes  # of a source without a list of labels
+        count = f"{len(source)} evenly spaced images of {len(whole_source)}"
+        note_texts.append(f"{count} are used")
+    # A source without a list of labels counts as having them all.
+    num_present = source.num_classes
     if source.labels is not None:
         num_present = len({*source.labels.tolist()})
     if num_present < source.num_classes:

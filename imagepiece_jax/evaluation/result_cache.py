@@ -34,9 +34,8 @@ POINTS_FILE_NAME = "points.jsonl"
 
 
 class ResultCache:
-    """Results in a folder's file, by everything that decides them.
+    """Results in a folder's file, which is made, by everything that decides them.
 
-    folder: made if missing
     versions: versions of libraries and the device, stored with new results
     """
 
@@ -52,11 +51,9 @@ class ResultCache:
                 self._results[_encode_key(point["setting"])] = point["result"]
 
     def measure_once(self, key: Mapping, measure: Callable, subject: str = "") -> dict:
-        """Return a key's stored result, or measure and store it.
+        """Return a key's stored result, or that of `measure`, which is stored.
 
-        key: everything that decides the result, as JSON values
-        measure: returns a dict of JSON values
-        subject: of the measurement, for the log
+        Keys and results are JSON values; `subject` is for the log.
         """
         key_text = _encode_key(key)
         if key_text not in self._results:
@@ -79,7 +76,7 @@ def _encode_key(key):
 class MeasuredWeights:
     """Accuracy or fidelity of weights, measured once per reduction."""
 
-    vit: Pretrained  # a model of `load`
+    pretrained: Pretrained  # of `load`
     images: LabeledImages
     cache: ResultCache | None = None  # where results are stored; None: nothing is kept
     seed: int | None = None  # for random reducers; None: the weights' seed
@@ -103,9 +100,11 @@ class MeasuredWeights:
 
     def _measure_uncached(self, reduction):
         """Metrics and token counts with a reduction, as JSON values."""
-        vit = self.vit.with_reduction(reduction, seed=self.vit.origin.seed)
+        # The weights' seed draws selectors that they lack.
+        seed = self.pretrained.origin.seed
+        reduced = self.pretrained.with_reduction(reduction, seed=seed)
         if self.reference is None:
-            eval_result = self.measure_images(vit)
+            eval_result = self.measure_images(reduced)
             right_bits = encode_bits(eval_result.image_metrics["right"])
             metrics = {**eval_result.metrics, "right": right_bits}
         else:
@@ -113,60 +112,58 @@ class MeasuredWeights:
             if self.control == compare_outputs.SHUFFLED_CONTROL:
                 outputs = compare_outputs.shuffle_outputs(dense_outputs)
             else:
-                outputs = self.measure_images(vit).image_metrics["outputs"]
+                outputs = self.measure_images(reduced).image_metrics["outputs"]
             fidelity = compare_outputs.measure_fidelity(
-                outputs, dense_outputs, vit.config.head.has_classes
+                outputs, dense_outputs, reduced.config.head.has_classes
             )
             metrics = {"images": len(outputs), "fidelity": fidelity}
-        metrics["untrained_selectors"] = "selectors" in vit.untrained_kinds
-        return metrics | describe_plan(vit.model)
+        metrics["untrained_selectors"] = "selectors" in reduced.untrained_kinds
+        return metrics | describe_plan(reduced.model)
 
     @functools.cached_property
     def dense_outputs(self) -> np.ndarray:
         """Logits, or vectors of a model without a head, of the dense model."""
+        # With a reference, a pass gives outputs.
         dense_weights = dataclasses.replace(self, reference=self)
-        dense_vit = self.vit.with_reduction(None)
-        return dense_weights.measure_images(dense_vit).image_metrics["outputs"]
+        dense = self.pretrained.with_reduction(None)
+        return dense_weights.measure_images(dense).image_metrics["outputs"]
 
-    def measure_images(self, vit: Pretrained) -> accuracy.EvalResult:
-        """One pass over the images; vit: these weights with any reduction."""
-        variables = parallel.replicate(vit.variables)
+    def measure_images(self, reduced: Pretrained) -> accuracy.EvalResult:
+        """One pass over the images; reduced: these weights with any reduction."""
+        variables = parallel.replicate(reduced.variables)
         batches = self.images.read_batches()
+        # `change` takes the images of one device.
         if change := compare_outputs.IMAGE_CONTROLS.get(self.control):
             batches = (
-                {**batch, "image": np.stack([change(rows) for rows in batch["image"]])}
+                {**batch, "image": np.stack([*map(change, batch["image"])])}
                 for batch in batches
             )
-        step = self._compiled_step(vit.model)
+        step = self._compiled_step(reduced.model)
         return accuracy.evaluate_model(step, variables, batches)
 
     def make_result_key(self, kind: str, reduction: Reduction) -> dict[str, Any]:
         """Everything that decides a result, as JSON values."""
+        model = self.pretrained.reduced_model(reduction)
         key = {
             "kind": kind,
-            **model_record(self.vit, self.vit.reduced_model(reduction)),
-            "reduction": self.format_reduction(reduction),
-            "use": name_use(self.vit, reduction),
-            "trained_as": str(self.vit.reduction),
-            "seed": self.vit.origin.seed,  # draws missing selectors
+            **model_record(self.pretrained, model),
+            "reduction": str(dataclasses.replace(reduction, prop_attn=model.prop_attn)),
+            "use": name_use(self.pretrained, reduction),
+            "trained_as": str(self.pretrained.reduction),
+            "seed": self.pretrained.origin.seed,  # draws missing selectors
             **self.images.facts,
         }
         if self.smaller_side:
             key["smaller"] = (self.smaller_side, self.smaller_side)
         if self.control:
             key["change"] = self.control
-        if self.seed not in (None, self.vit.origin.seed):
+        if self.seed not in (None, self.pretrained.origin.seed):
             key["reducer_seed"] = self.seed
         return key
 
-    def format_reduction(self, reduction: Reduction) -> str:
-        """Reduction as text, with its model's attention."""
-        prop_attn = self.vit.reduced_model(reduction).prop_attn
-        return str(dataclasses.replace(reduction, prop_attn=prop_attn))
-
     def _compiled_step(self, model):
         """A model's evaluation step, which compiles at its first call and is kept."""
-        seed = self.vit.origin.seed if self.seed is None else self.seed
+        seed = self.pretrained.origin.seed if self.seed is None else self.seed
         step_key = model, seed, bool(self.reference)
         if step_key not in self.compiled_steps:
             # A program takes up to 2,500 of 65,530 memory maps.
@@ -178,7 +175,7 @@ class MeasuredWeights:
                 alter_images = functools.partial(shrink_images, self.smaller_side)
             measure_outputs = _read_outputs if self.reference else None
             self.compiled_steps[step_key] = accuracy.make_eval_step(
-                model, seed, measure_outputs=measure_outputs, alter_images=alter_images
+                model, seed, measure_outputs, alter_images
             )
         return self.compiled_steps[step_key]
 
@@ -187,25 +184,25 @@ def _read_outputs(outputs, batch):
     return {"outputs": outputs.logits}  # vectors of a model without a head
 
 
-def shrink_images(
-    side: int, images: jax.Array, batch: Any = None, model: ViT | None = None
-) -> jax.Array:
+def shrink_images(side: int, images: jax.Array, *_ignored: Any) -> jax.Array:
     """Shrink normalized images to `side` pixels by antialiased bicubic weights."""
     shape = (images.shape[0], side, side, images.shape[3])
     return jax.image.resize(images, shape, "cubic", antialias=True)
 
 
-def name_use(vit: Pretrained, reduction: ReductionLike) -> str:
+def name_use(pretrained: Pretrained, reduction: ReductionLike) -> str:
     """Name results with `reduction`: "as trained" or "off-the-shelf"."""
-    is_same = vit.reduced_model(reduction).reduction == vit.reduction
+    reduced_model = pretrained.reduced_model(reduction)
+    is_same = reduced_model.reduction == pretrained.reduction
     return "as trained" if is_same else "off-the-shelf"
 
 
 def describe_plan(model: ViT) -> dict[str, Any]:
     """GMACs, tokens in attention and MLP per block, and tokens at the end."""
+    token_counts = [[block.attn_tokens, block.mlp_tokens] for block in model.plan]
     return {
         "gmacs": model_macs(model) / 1e9,
-        "tokens_per_block": [[b.attn_tokens, b.mlp_tokens] for b in model.plan],
+        "tokens_per_block": token_counts,
         "tokens": model.plan[-1].mlp_tokens,
     }
 

@@ -105,7 +105,7 @@ def make_own_variables(
             raise StateDictMismatch(f"{title} has no {lack}", (SELECTOR,))
     own_tensors, selector_tensors = split_selectors(tensors)
     for selector in selector_params(model_variables.variable_shapes(model)):
-        own_tensors |= _tensors_of_selector(selector, selector_tensors)
+        own_tensors |= tensors_of_selector(selector, selector_tensors)
     return make_variables(model, own_tensors, title, fresh_parts, seed, known_variables)
 
 
@@ -114,15 +114,15 @@ def list_missing_selectors(model: ViT, tensors: Arrays) -> tuple[str, ...]:
     missing_selectors = []
     selectors = selector_params(model_variables.variable_shapes(model))
     for selector, param_shapes in selectors.items():
-        own_tensors = _tensors_of_selector(selector, tensors)
+        own_tensors = tensors_of_selector(selector, tensors)
         shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors.items()}
         if shapes != timm_shapes({"params": {selector: param_shapes}}):
             missing_selectors.append(selector)
     return tuple(missing_selectors)
 
 
-def _tensors_of_selector(selector, tensors):
-    # timm's name: "reducer.3." for reducer_3
+def tensors_of_selector(selector: str, tensors: Arrays) -> dict[str, np.ndarray]:
+    """Select the tensors of a learned reducer: reducer_3 has reducer.3.norm.bias."""
     name_start = f"{selector.replace('_', '.')}."
     names = [name for name in tensors if name.startswith(name_start)]
     return {name: tensors[name] for name in names}

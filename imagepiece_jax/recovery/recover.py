@@ -4,8 +4,7 @@
     print(better.recovery)
     half = better.with_reduction(0.5)
 
-It takes a few hundred unlabeled images, and minutes. The dense model teaches, and stays
-as it is. A variant gets its own values of some parameters, by default norms and biases.
+A variant gets its own values of some parameters. The dense model, its teacher, stays.
 """
 
 import contextlib
@@ -86,19 +85,20 @@ def recover(
     Raises InputError for a model with learned selectors, a reduction that leaves all
         tokens, and too few images.
     """
-    recipe = make_recipe(steps, minutes, batch_size, seed, parameters)
+    recipe = make_recipe(
+        steps, minutes, batch_size=batch_size, seed=seed, parameters=parameters
+    )
     check_recoverable(vit)
     dense_vit = vit.with_reduction(None)
     students = list_students(vit)
     # Images are checked before anything is compiled.
-    known_digests = ""
-    for student in students:
-        if student.recovered_variant:
-            known_digests += student.recovered_variant.learned
-    image_split = split_images(as_source(images), batch_size, known_digests)
+    variants = [student.recovered_variant for student in students]
+    learned_digests = "".join(variant.learned for variant in variants if variant)
+    image_split = split_images(as_source(images), batch_size, learned_digests)
     batches = recovery_images.read_image_batches(
         image_split.held_out, vit.preprocessing, batch_size
     )
+    # Steps, or seconds, of one cost.
     budget = recipe.steps if minutes is None else 60 * minutes / len(students)
     variants = []
     stop_signals = []
@@ -106,18 +106,20 @@ def recover(
         teacher = recovery_step.DenseTeacher(dense_vit)
         held_out_pairs = teacher.pair_outputs(batches)
         progress = None
-        for index, student in enumerate(students):
+        for student_number, student in enumerate(students):
             fit = recovery_step.StudentFit(student, recipe, teacher)
             is_timed = minutes is not None
-            run = RecoveryRun(fit, image_split, held_out_pairs, budget, is_timed)
-            run.measure_and_compile()
+            training = StudentTraining(
+                fit, image_split, held_out_pairs, budget, is_timed
+            )
+            training.measure_and_compile()
             if progress is None:  # after compiling, for true step times
                 stop_signals = stack.enter_context(signals.noted_signals())
-                total = max(1, round(budget * len(students)))
-                progress = stack.enter_context(ProgressBar("recover", total))
-            run.stop_signals = stop_signals
-            run.train_student(progress, round(budget * index))
-            variant = run.make_variant(dense_vit)
+                progress_end = max(1, round(budget * len(students)))
+                progress = stack.enter_context(ProgressBar("recover", progress_end))
+            training.stop_signals = stop_signals  # this list gets every signal
+            training.train_student(progress, round(budget * student_number))
+            variant = training.make_variant(dense_vit)
             # After a stop a variant without gain is left out, unless it is the first.
             if variant.changed or not (stop_signals and variants):
                 variants.append(variant)
@@ -132,7 +134,7 @@ def recover(
 
 
 def make_recipe(
-    steps: int | None, minutes: float | None, batch_size: int, seed: int, trained: str
+    steps: int | None, minutes: float | None, **other_fields: Any
 ) -> recovery_step.RecoveryRecipe:
     """Check arguments of `recover`, and set its default steps."""
     if minutes is not None:
@@ -141,7 +143,7 @@ def make_recipe(
             raise InputError("steps and minutes are both given; give one")
     if steps is None:
         steps = recovery_step.DEFAULT_STEPS
-    return recovery_step.RecoveryRecipe(trained, steps, batch_size, seed)
+    return recovery_step.RecoveryRecipe(steps=steps, **other_fields)
 
 
 def check_recoverable(vit: Pretrained) -> None:
@@ -149,17 +151,17 @@ def check_recoverable(vit: Pretrained) -> None:
     check_loaded(vit)
     reduction = vit.reduction
     # A dense model may name proportional attention, which changes nothing.
-    is_named = reduction is not None and reduction.name != DENSE_REDUCTION.name
+    names_method = reduction is not None and reduction.name != DENSE_REDUCTION.name
     title = f"reduction {vit.typed_reduction}"
     refuse_any(
         (vit.model.has_selectors, f"{title} has selectors, which only training learns"),
-        (is_dense(vit) and is_named, f"{title} keeps all tokens"),
+        (keeps_all_tokens(vit) and names_method, f"{title} keeps all tokens"),
     )
 
 
-def is_dense(vit: Pretrained) -> bool:
+def keeps_all_tokens(vit: Pretrained) -> bool:
     """Whether every block keeps all tokens."""
-    return not any(layer.counts for layer in vit.model.plan)
+    return not any(block_plan.counts for block_plan in vit.model.plan)
 
 
 def list_students(vit: Pretrained) -> list[Pretrained]:
@@ -167,13 +169,13 @@ def list_students(vit: Pretrained) -> list[Pretrained]:
 
     A variant starts from its last recovery, if it has one, else from the dense values.
     """
-    if is_dense(vit):
+    if keeps_all_tokens(vit):
         return [vit.with_reduction(cost) for cost in RECOVERED_COSTS]
     return [vit]
 
 
 @dataclasses.dataclass
-class RecoveryRun:
+class StudentTraining:
     """Training at one cost, measured before and after."""
 
     fit: recovery_step.StudentFit
@@ -187,7 +189,7 @@ class RecoveryRun:
         self.stop_signals = []  # signals that end the training
         self.lr = self.fit.recipe.lr  # the highest learning rate
         self.steps_done = 0
-        self.spent = 0.0  # part of `budget` that this attempt has taken
+        self.spent_budget = 0.0  # part of `budget` that this attempt has taken
         self.step_cost = 0.0 if self.is_timed else 1.0  # the last step's part
         self.curve = []  # (training step, mean distance)
         self.trained_params = None  # last weights; None: not better than the start
@@ -196,7 +198,7 @@ class RecoveryRun:
 
     def make_crops(self, steps: int) -> Batches:
         """Batches of random crops for `steps` steps."""
-        size = self.fit.vit.image_size
+        size = self.fit.student.image_size
         area = recovery_images.CROP_AREA
         return Batches(
             source=self.image_split.training,
@@ -212,11 +214,12 @@ class RecoveryRun:
         self.metrics_before = self.extend_curve()
         self.metrics_after = self.off_the_shelf_metrics = self.metrics_before
         if math.isinf(mean_metric(self.metrics_before)):
-            raise InputError(f"{self.fit.vit!r}: outputs are not finite")
-        if self.fit.vit.recovered_variant:
+            raise InputError(f"{self.fit.student!r}: outputs are not finite")
+        if self.fit.student.recovered_variant:
             self.off_the_shelf_metrics = self.measure_runs(is_dense=True)
         # The step has learning rate 0, and `StudentFit.reset_state` resets its moments.
         for batch in self.make_crops(1).read_batches():
+            # [devices, 1, m, H, W, 3]: a recovery's step has one micro-batch.
             self.fit.train_step(batch["image"][:, 0], 0.0).block_until_ready()
 
     def train_student(self, progress: ProgressBar, earlier_progress: int) -> None:
@@ -230,10 +233,8 @@ class RecoveryRun:
             if has_ended or self.stop_signals:
                 break
             if attempt == 0:
-                log.warning(
-                    "recover: training diverged; it starts again with a quarter of the "
-                    "learning rate"
-                )
+                restart = "it starts again with a quarter of the learning rate"
+                log.warning("recover: training diverged; %s", restart)
         metrics = self.extend_curve()
         if mean_metric(metrics) < mean_metric(self.metrics_before):
             self.metrics_after = metrics
@@ -247,8 +248,8 @@ class RecoveryRun:
         num_steps = self.fit.recipe.steps
         if self.is_timed:  # the clock ends the training, not a number of steps
             num_steps = UNLIMITED_STEPS
-            self.budget -= self.spent
-        self.spent = 0.0
+            self.budget -= self.spent_budget
+        self.spent_budget = 0.0
         step_start = time.monotonic()  # reading a batch is part of its step
         crops = self.make_crops(num_steps)
         reader = crops.read_batches(recovery_images.DECODE_THREADS)
@@ -263,8 +264,8 @@ class RecoveryRun:
                 self.steps_done += 1
                 if self.is_timed:
                     self.step_cost = time.monotonic() - step_start
-                self.spent += self.step_cost
-                progress.update(earlier_progress + int(self.spent) - progress.n)
+                self.spent_budget += self.step_cost
+                progress.update(earlier_progress + int(self.spent_budget) - progress.n)
                 if not np.isfinite(loss).all():
                     return False
                 is_over = self.is_timed and self.finished_share(ahead=1) > 1
@@ -281,7 +282,7 @@ class RecoveryRun:
     def finished_share(self, ahead: float = 0) -> float:
         """Return the finished share of training, `ahead` steps from now."""
         # Earlier attempts may have used up the time.
-        return (self.spent + ahead * self.step_cost) / max(1e-9, self.budget)
+        return (self.spent_budget + ahead * self.step_cost) / max(1e-9, self.budget)
 
     def measure_runs(self, is_dense: bool = False) -> RunMetrics:
         """Measure held-out images, per run; `is_dense`: with the dense parameters."""
@@ -289,7 +290,9 @@ class RecoveryRun:
         # Neighboring images may be alike, so the interval counts runs, not images.
         runs = self.image_split.runs[metrics.pop("index")]
         run_sizes = np.bincount(runs)
-        return {k: np.bincount(runs, v) / run_sizes for k, v in metrics.items()}
+        for name, image_values in metrics.items():
+            metrics[name] = np.bincount(runs, image_values) / run_sizes
+        return metrics
 
     def extend_curve(self) -> RunMetrics:
         """Return `measure_runs`, with their mean distance added to the curve."""
@@ -300,21 +303,20 @@ class RecoveryRun:
 
     def make_variant(self, dense_vit: Pretrained) -> recovery_record.RecoveredVariant:
         """Describe the result; `dense_vit` is the teacher."""
-        vit = self.fit.vit
+        student = self.fit.student
         recipe = self.fit.recipe
-        distance_change = mean_difference(
-            self.metrics_after["distance"], self.metrics_before["distance"]
-        )
+        distances = self.metrics_after["distance"], self.metrics_before["distance"]
+        distance_change = mean_difference(*distances)
         learned_values = {}
         learned_digests = self.image_split.digests
-        if vit.recovered_variant:  # it started from the values of its last recovery
-            learned_values = vit.recovered_variant.values
-            learned_digests = vit.recovered_variant.learned + learned_digests
+        if student.recovered_variant:  # it started from the values of its last recovery
+            learned_values = student.recovered_variant.values
+            learned_digests = student.recovered_variant.learned + learned_digests
         if self.trained_params is not None:
             trained_values = recovery_record.flatten_params(self.trained_params)
             learned_values = {**learned_values, **trained_values}
         return recovery_record.RecoveredVariant(
-            reduction=vit.reduction or DENSE_REDUCTION,
+            reduction=student.reduction or DENSE_REDUCTION,
             images=len(self.image_split.training),
             held_out=len(self.image_split.held_out),
             parameters=recipe.parameters,
@@ -335,10 +337,10 @@ class RecoveryRun:
             curve=tuple(self.curve),
             stopped=bool(self.stop_signals),
             changed=self.trained_params is not None,
-            image_size=vit.image_size,
-            depth=vit.model.depth,
+            image_size=student.image_size,
+            depth=student.model.depth,
             weights=dense_vit.origin.name or None,
-            share=vit.gmacs / dense_vit.gmacs,
+            share=student.gmacs / dense_vit.gmacs,
             learned=learned_digests,
             values=learned_values,
         )

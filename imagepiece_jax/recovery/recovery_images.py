@@ -40,7 +40,7 @@ class ImageSplit(NamedTuple):
 
 
 def split_images(
-    source: Source, batch_size: int, known_digests: str = ""
+    source: Source, batch_size: int, learned_digests: str = ""
 ) -> ImageSplit:
     """Hold out a fifth, 16 to 500 images, in runs of neighbors that are evenly spaced.
 
@@ -48,7 +48,7 @@ def split_images(
     spaced ones are used. Exact copies are dropped; near copies are not looked for.
 
     batch_size: the fewest images that are not held out
-    known_digests: of images that trained a recovered model, joined: not held out
+    learned_digests: of images that trained a recovered model, joined: not held out
     """
     sample = source.evenly_spaced(MAX_IMAGES)
     if sample is not source:
@@ -61,24 +61,24 @@ def split_images(
     if num_images < num_needed:
         uses = f"{MIN_HELD_OUT} to hold out, and {batch_size} others"
         raise InputError(f"images has {num_images}, not {num_needed}: {uses}")
-    digest_starts = range(0, len(known_digests), DIGEST_DIGITS)
-    known = [known_digests[i : i + DIGEST_DIGITS] for i in digest_starts]
-    new_positions = np.flatnonzero(~np.isin(digests, known))
-    if len(new_positions) < MIN_HELD_OUT:
-        new = f"{len(new_positions)} that have not trained the model"
-        raise InputError(f"images has only {new}; {MIN_HELD_OUT} are needed")
+    digest_starts = range(0, len(learned_digests), DIGEST_DIGITS)
+    old_digests = [learned_digests[i : i + DIGEST_DIGITS] for i in digest_starts]
+    candidates = np.flatnonzero(~np.isin(digests, old_digests))
+    if len(candidates) < MIN_HELD_OUT:
+        lack = f"{len(candidates)} that have not trained the model"
+        raise InputError(f"images has only {lack}; {MIN_HELD_OUT} are needed")
     num_held_out = min(MAX_HELD_OUT, max(MIN_HELD_OUT, num_images // HELD_OUT_FRACTION))
-    num_held_out = min(num_held_out, num_images - batch_size, len(new_positions))
+    num_held_out = min(num_held_out, num_images - batch_size, len(candidates))
     # The first images of every sixteenth.
     run_of_image = np.sort(np.arange(num_held_out) % HELD_OUT_RUNS)
-    parts = np.array_split(new_positions, HELD_OUT_RUNS)
     run_sizes = np.bincount(run_of_image)
-    held_out_runs = [part[:n] for part, n in zip(parts, run_sizes, strict=True)]
-    is_held_out = np.isin(np.arange(num_images), np.concatenate(held_out_runs))
-    indices = np.array([*index_by_digest.values()])
+    is_held_out = np.zeros(num_images, bool)
+    for run, sixteenth in enumerate(np.array_split(candidates, HELD_OUT_RUNS)):
+        is_held_out[sixteenth[: run_sizes[run]]] = True
+    sample_indices = np.array([*index_by_digest.values()])
     return ImageSplit(
-        training=sample.subset(indices[~is_held_out]),
-        held_out=sample.subset(indices[is_held_out]),
+        training=sample.subset(sample_indices[~is_held_out]),
+        held_out=sample.subset(sample_indices[is_held_out]),
         runs=run_of_image,
         digests="".join(digests[~is_held_out]),
     )
@@ -99,16 +99,16 @@ def read_digests(source: Source) -> dict[str, int]:
     indices = range(len(source))
     pool = concurrent.futures.ThreadPoolExecutor(available_cores())
     try:
-        results = pool.map(read_digest, indices)
+        digests = pool.map(read_digest, indices)
         for index in with_progress_bar(indices, "looking through the images"):
-            digest = next(results)
-            if not isinstance(digest, str):
+            digest = next(digests)
+            if not isinstance(digest, str):  # the damage
                 log.warning("%s: it is left out", digest)
             elif digest in index_by_digest:
                 num_copies += 1
             else:
                 index_by_digest[digest] = index
-    finally:
+    finally:  # after Ctrl-C, too: images that wait are not read
         pool.shutdown(cancel_futures=True)
     if num_copies:
         log.warning("%d copies of other images are left out", num_copies)
@@ -131,4 +131,5 @@ def read_image_batches(
         batch_size=batch_size,
         placement=parallel.process_placement(),
     )
-    return [b | {"mask": b["mask"] == 1} for b in batches.read_batches(DECODE_THREADS)]
+    reader = batches.read_batches(DECODE_THREADS)
+    return [batch | {"mask": batch["mask"] == 1} for batch in reader]

@@ -16,29 +16,30 @@ from imagepiece_jax.reduction.token_selector import kl_divergence
 
 ComparedOutputs = Mapping[str, jax.Array]  # from `OutputComparison.compute_outputs`
 Logits = Float[Array, "batch classes"]
+Numbers = Float[Array, "batch numbers"]  # a regression's
 BatchValues = Float[Array, " batch"]
 
 
-def binary_kl_divergence(student: Logits, teacher: Logits) -> BatchValues:
+def binary_kl_divergence(student_logits: Logits, teacher_logits: Logits) -> BatchValues:
     """KL(teacher || student) of sigmoid(logits), summed over classes."""
 
     def outcome_divergence(sign):
-        log_student = jax.nn.log_sigmoid(sign * student)
-        log_teacher = jax.nn.log_sigmoid(sign * teacher)
+        log_student = jax.nn.log_sigmoid(sign * student_logits)
+        log_teacher = jax.nn.log_sigmoid(sign * teacher_logits)
         return jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)
 
     # Both outcomes of every class: 1 - sigmoid(x) is sigmoid(-x).
     return outcome_divergence(1) + outcome_divergence(-1)
 
 
-def squared_error(student: Logits, teacher: Logits) -> BatchValues:
+def squared_error(student_numbers: Numbers, teacher_numbers: Numbers) -> BatchValues:
     """Mean squared difference of outputs."""
-    return jnp.mean((student - teacher) ** 2, axis=-1)
+    return jnp.mean((student_numbers - teacher_numbers) ** 2, axis=-1)
 
 
 def relative_change(
-    student: Float[Array, "batch *features dim"],
-    teacher: Float[Array, "batch *features dim"],
+    student_features: Float[Array, "batch *features dim"],
+    teacher_features: Float[Array, "batch *features dim"],
     kept_mask: Float[Array, "batch patches"] | None = None,
 ) -> BatchValues:
     """Squared distance of features, divided by the teacher's square.
@@ -47,9 +48,9 @@ def relative_change(
 
     kept_mask: 1: the feature counts, 0: it does not; None: all count
     """
-    squared_distance = jnp.sum((student - teacher) ** 2, axis=-1)
-    change = squared_distance / jnp.sum(teacher**2, axis=-1)
-    if change.ndim == 1:
+    squared_distance = jnp.sum((student_features - teacher_features) ** 2, axis=-1)
+    change = squared_distance / jnp.sum(teacher_features**2, axis=-1)
+    if change.ndim == 1:  # one feature per image
         return change
     if kept_mask is None:
         return jnp.mean(change, axis=1)
@@ -76,7 +77,7 @@ class OutputComparison:
         if head.is_classifier:
             self.output_kind = head.activation or "numbers"  # a regression has none
         self.distance_name, self.output_distance = OUTPUT_DISTANCES[self.output_kind]
-        # Weights of terms besides "logits": 1 like that one for an encoder's patches,
+        # Weights of terms besides "outputs": 1 like that one for an encoder's patches,
         # which are outputs, and half for others (docs/results/recovery.md, "A step").
         self.term_weights = {}
         if vit.model.config.arch.class_token:
@@ -91,10 +92,10 @@ class OutputComparison:
     ) -> ComparedOutputs:
         """Compute the compared outputs of the student or the teacher, float32.
 
-        "logits" [B, C]; of a model without classes, its pooled vector
+        "outputs" [B, C]: logits; of a model without classes, its pooled vector
         "class_tokens" [B, depth, D]: the class token after every block
         "patches" [B, n, D]: for every patch, its token after the final norm
-        "kept" [B, n]: whether a token holds the patch; comes with "patches"
+        "kept_mask" [B, n]: whether a token holds the patch; comes with "patches"
         """
         # A model without a pool gets one: its class token, else the mean of its tokens.
         if model.config.arch.pool == "none":
@@ -102,51 +103,54 @@ class OutputComparison:
             model = model.clone(config=model.config.with_arch(pool=pool))
         model = model.with_execution(head_only="patches" not in self.term_weights)
         outputs = model.apply(variables, images, with_states=True)
-        arrays = {"logits": outputs.logits}
+        arrays = {"outputs": outputs.logits}
         if "class_tokens" in self.term_weights:
             # The class token is the first of a block's tokens, [B, tokens, D].
-            class_tokens = [s.x[:, 0].astype(jnp.float32) for s in outputs.states]
+            class_tokens = [state.x[:, 0] for state in outputs.states]
+            class_tokens = [token.astype(jnp.float32) for token in class_tokens]
             arrays["class_tokens"] = jnp.stack(class_tokens, axis=1)
         if "patches" in self.term_weights:
             tokens = outputs.tokens[:, model.config.arch.prefix :]
+            # After the last block; None if no block reduces: patch n is token n.
             token_of_patch = follow_patches(outputs.results)[-1].token_of_patch
             arrays["patches"] = gather_tokens(tokens, token_of_patch)
             if token_of_patch is None:
-                arrays["kept"] = jnp.ones(arrays["patches"].shape[:2], bool)
+                arrays["kept_mask"] = jnp.ones(arrays["patches"].shape[:2], bool)
             else:
-                arrays["kept"] = token_of_patch != DROPPED
+                arrays["kept_mask"] = token_of_patch != DROPPED
         return {name: jnp.asarray(arrays[name], jnp.float32) for name in arrays}
 
     def loss_terms(
-        self, student: ComparedOutputs, teacher: ComparedOutputs
+        self, predictions: ComparedOutputs, targets: ComparedOutputs
     ) -> dict[str, BatchValues]:
-        """Unweighted loss terms, by name."""
-        terms = {"logits": self.output_distance(student["logits"], teacher["logits"])}
+        """Unweighted loss terms, by name. The teacher gives the targets."""
+        pair = predictions["outputs"], targets["outputs"]
+        terms = {"outputs": self.output_distance(*pair)}
         for name in self.term_weights:
-            kept_mask = student["kept"] if name == "patches" else None
-            terms[name] = relative_change(student[name], teacher[name], kept_mask)
+            kept_mask = predictions["kept_mask"] if name == "patches" else None
+            terms[name] = relative_change(predictions[name], targets[name], kept_mask)
         return terms
 
     def mean_loss(
-        self, student: ComparedOutputs, teacher: ComparedOutputs
+        self, predictions: ComparedOutputs, targets: ComparedOutputs
     ) -> Float[Array, ""]:
         """Sum all terms with their weights; return the batch mean."""
-        terms = self.loss_terms(student, teacher)
-        weights = {"logits": 1.0, **self.term_weights}
+        terms = self.loss_terms(predictions, targets)
+        weights = {"outputs": 1.0, **self.term_weights}
         return jnp.mean(sum(weights[name] * term for name, term in terms.items()))
 
     def measure_images(
-        self, student: ComparedOutputs, teacher: ComparedOutputs
+        self, predictions: ComparedOutputs, targets: ComparedOutputs
     ) -> dict[str, jax.Array]:
         """{"distance": [B], "agreement": whether both have the same top class}."""
-        terms = self.loss_terms(student, teacher)
+        terms = self.loss_terms(predictions, targets)
         # The distance between features is the mean over pooled vector and patches.
-        distance = terms["logits"]
+        distance = terms["outputs"]
         if self.output_kind == "features" and "patches" in terms:
             distance = (distance + terms["patches"]) / 2
-        student_class = find_top_class(student["logits"])
-        is_equal = student_class == find_top_class(teacher["logits"])
-        return {"distance": distance, "agreement": is_equal}
+        student_class = find_top_class(predictions["outputs"])
+        has_same_class = student_class == find_top_class(targets["outputs"])
+        return {"distance": distance, "agreement": has_same_class}
 
 
 def find_top_class(logits: Logits) -> jax.Array:

@@ -82,12 +82,16 @@ class DenseTeacher:
             images = self.normalize_pixels(pixels)
             return self.comparison.compute_outputs(self.model, variables, images)
 
-        self._pixel_program = parallel.pmap(compute_outputs, program_name="dense model")
+        self._target_program = parallel.pmap(
+            compute_outputs, program_name="dense model"
+        )
 
     def pair_outputs(self, batches: Iterable[dict[str, np.ndarray]]) -> list[tuple]:
         """Pair all `read_image_batches` with the teacher's outputs."""
-        program = self._pixel_program
-        return [(batch, program(self.variables, batch["image"])) for batch in batches]
+        pairs = []
+        for batch in batches:
+            pairs.append((batch, self._target_program(self.variables, batch["image"])))
+        return pairs
 
     def normalize_pixels(self, pixels: PixelImages) -> NormalizedImages:
         """Normalize pixels for both models."""
@@ -95,22 +99,23 @@ class DenseTeacher:
 
 
 class StudentFit:
-    """The compiled programs of a recovery, and its state; `vit` is trained."""
+    """The compiled programs of a recovery, and its state."""
 
     def __init__(
-        self, vit: Pretrained, recipe: RecoveryRecipe, teacher: DenseTeacher
+        self, student: Pretrained, recipe: RecoveryRecipe, teacher: DenseTeacher
     ) -> None:
-        self.vit = vit
+        self.student = student
         self.recipe = recipe
-        self.model = vit.model
+        self.model = student.model
         self.teacher = teacher
         self.comparison = teacher.comparison
         # Without an earlier recovery both models share one copy of the variables.
         self.variables = teacher.variables
-        if vit.recovered_variant:
-            self.variables = parallel.replicate(vit.variables)
+        if student.recovered_variant:
+            self.variables = parallel.replicate(student.variables)
         self.adam = optax.scale_by_adam()
         self.reset_state()
+        # Argument 0 is the state, whose memory the next state takes over.
         self._step_program = parallel.pmap(
             self._train_step, donate_argnums=(0,), program_name="recovery step"
         )
@@ -121,8 +126,9 @@ class StudentFit:
     def reset_state(self) -> None:
         """Reset the state to the first step's."""
         trained_params = trained_part(
-            self.vit.variables["params"], self.recipe.parameters
+            self.student.variables["params"], self.recipe.parameters
         )
+        # One program makes all zeros: without `jit` every shape compiles its own.
         moments = jax.jit(self.adam.init)(jax.device_put(trained_params))
         self.state = parallel.replicate(FitState(trained_params, moments))
 
@@ -166,13 +172,15 @@ class StudentFit:
             )
             batch_arrays = parallel.local_rows(batch_metrics)
             batch_arrays["index"] = batch["index"]
-            is_image = batch["mask"]  # else padding, or unreadable
+            is_image = batch["mask"]  # False: padding, or unreadable
             for name, array in batch_arrays.items():
                 arrays_by_name.setdefault(name, []).append(array[is_image])
-        metrics = {k: np.concatenate(arrays) for k, arrays in arrays_by_name.items()}
         # Sorted, so that the order does not depend on the number of devices.
-        order = np.argsort(metrics["index"])
-        return {name: array[order] for name, array in metrics.items()}
+        order = np.argsort(np.concatenate(arrays_by_name["index"]))
+        return {
+            name: np.concatenate(arrays)[order]
+            for name, arrays in arrays_by_name.items()
+        }
 
     def _train_step(self, state, variables, teacher_variables, pixels, lr):
         """Take a training step on one device: (next FitState, loss)."""
@@ -181,16 +189,17 @@ class StudentFit:
             self.teacher.model, teacher_variables, images
         )
 
-        def trained_loss(trained_params):
+        def loss_of_params(trained_params):
             outputs = self.compute_student_outputs(variables, trained_params, images)
             return self.comparison.mean_loss(outputs, targets)
 
-        loss, gradient = jax.value_and_grad(trained_loss)(state.trained_params)
+        loss, gradient = jax.value_and_grad(loss_of_params)(state.trained_params)
         loss, gradient = jax.lax.pmean((loss, gradient), parallel.DEVICE_AXIS)
         directions, moments = self.adam.update(gradient, state.moments)
 
-        def make_update(path, value, direction):
-            return -lr * step_size(path[-1].key, value) * direction
+        def make_update(path, param, direction):
+            name = path[-1].key  # such as "kernel"
+            return -lr * step_size(name, param) * direction
 
         updates = jax.tree.map_with_path(make_update, state.trained_params, directions)
         new_params = optax.apply_updates(state.trained_params, updates)

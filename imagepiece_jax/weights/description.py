@@ -102,22 +102,22 @@ def _find_named_config(location):
     """Find the config by a file's own name, if it is the name of a public model."""
     if location.tensors is not None:
         raise InputError("config is missing: a state dict does not say its model")
-    weights_path = location.path
     if not location.file_names:  # a file
-        if name := registry.model_in_file_name(weights_path):
-            return registry.model_config(name)
-    config_file = weights_path.parent / folder_files.CONFIG_FILE
+        if model_name := registry.model_in_file_name(location.path):
+            return registry.model_config(model_name)
+    config_file = location.path.parent / folder_files.CONFIG_FILE
     remedy = f"its folder, {config_file.parent}, has a {config_file.name}, so load that"
     if not config_file.is_file():
+        # Weights alone get this remedy: opening any other file is an error.
         with open_tensors(location.find_weights(), location.origin.checkpoint):
-            remedy = (  # for weights; any other file is named by the error of opening
+            remedy = (
                 "load(.., config=NAME) or --config NAME, such as deit_ti, says which "
                 "model it is, and save keeps that beside the weights"
             )
     raise InputError(f"{location.origin.title} does not name its model; {remedy}")
 
 
-def _describe_files(location, has_config):
+def _describe_files(location, has_given_config):
     """Read the files beside weights: config, image processor, a run's class names."""
     config_file = location.config_file
     config_fields = location.config_fields
@@ -134,29 +134,32 @@ def _describe_files(location, has_config):
     if config_file.name == folder_files.OPEN_CLIP_FILE:
         with content_errors(config_file):
             return Description(open_clip_config.parse_open_clip(config_fields))
-    processor_fields = {}
+    image_processor_fields = {}
     if folder_files.PROCESSOR_FILE in location.file_names:
-        file_fields = read_json(location.path / folder_files.PROCESSOR_FILE)
-        processor_fields = file_fields.get("image_processor") or {}
-    if not processor_fields and folder_files.PREPROCESSOR_FILE in location.file_names:
-        processor_fields = read_json(location.path / folder_files.PREPROCESSOR_FILE)
+        processor_config = read_json(location.path / folder_files.PROCESSOR_FILE)
+        image_processor_fields = processor_config.get("image_processor") or {}
+    preprocessor_file = location.path / folder_files.PREPROCESSOR_FILE
+    if not image_processor_fields and preprocessor_file.name in location.file_names:
+        image_processor_fields = read_json(preprocessor_file)
     # timm's config.json and ours have mean and std, and so has the caller's config.
     # For transformers' they would silently be the defaults.
-    if not (processor_fields or has_config or "architecture" in config_fields):
-        lack = f"no {folder_files.PREPROCESSOR_FILE} with the images' mean and std"
-        folder = f"folder {location.path} has {lack}"
-        raise InputError(f"{folder}; place it there, or give config=")
-    return parse_config(config_fields, processor_fields, location.path)
+    has_mean = has_given_config or "architecture" in config_fields
+    if not (image_processor_fields or has_mean):
+        raise InputError(
+            f"folder {location.path} has no {preprocessor_file.name} with the images' "
+            "mean and std; place it there, or give config="
+        )
+    return parse_config(config_fields, image_processor_fields, location.path)
 
 
 def parse_config(
     config_fields: folder_files.JsonFields,
-    processor_fields: folder_files.JsonFields,
+    image_processor_fields: folder_files.JsonFields,
     folder: pathlib.Path = pathlib.Path(),
 ) -> Description:
     """Describe weights by the contents of their folder's config files.
 
-    config_fields, processor_fields: of config.json and preprocessor_config.json
+    config_fields, image_processor_fields: of config.json and preprocessor_config.json
     """
     config_file = folder / folder_files.CONFIG_FILE
     with content_errors(config_file):
@@ -166,11 +169,12 @@ def parse_config(
             return Description(**timm_config.parse_timm(config_fields))
         model_type = transformers_config.find_vision_type(config_fields)
     with content_errors(folder / folder_files.PREPROCESSOR_FILE):
-        parse_processor = transformers_config.parse_image_processor
-        normalization, crop_fields = parse_processor(processor_fields, model_type)
+        image_settings = transformers_config.parse_image_processor(
+            image_processor_fields, model_type
+        )
     with content_errors(config_file):
-        parse = transformers_config.parse_transformers
-        return Description(**parse(config_fields, normalization, crop_fields))
+        parse_transformers = transformers_config.parse_transformers
+        return Description(**parse_transformers(config_fields, image_settings))
 
 
 @contextlib.contextmanager
@@ -189,37 +193,39 @@ def content_errors(file: str | os.PathLike) -> Iterator[None]:
 
 def _parse_own_record(config_fields):
     """Parse our own part of a file (`save.make_config_fields`)."""
-    config_fields = replace_lists(config_fields)
+    config_fields = replace_lists(config_fields)  # JSON has lists for tuples
     record = config_fields[folder_files.OWN_KEY]
     if record.get("format") != RECORD_FORMAT:
         raise earlier_revision("it")
     if record["reduction"] is None:  # Reduction.read(None) would be the dense model
         raise InputError(f"{folder_files.OWN_KEY}.reduction is None")
     config_record = {**record["config"]}
-    arch_fields = {**config_record["arch"]}
-    if arch_fields["rotary"]:
-        arch_fields["rotary"] = _read_record(Rotary, arch_fields["rotary"])
-    config_record["arch"] = _read_record(Architecture, arch_fields)
-    preprocessing_fields = config_record["preprocessing"]
-    config_record["preprocessing"] = _read_record(Preprocessing, preprocessing_fields)
+    architecture_record = {**config_record["arch"]}
+    if rotary_record := architecture_record["rotary"]:
+        architecture_record["rotary"] = _read_record(Rotary, rotary_record)
+    config_record["arch"] = _read_record(Architecture, architecture_record)
+    preprocessing_record = config_record["preprocessing"]
+    config_record["preprocessing"] = _read_record(Preprocessing, preprocessing_record)
     config = _read_record(ViTConfig, config_record)
     trained_size = record.get("trained_size")
     # `save` writes both parts for one model, so somebody has edited one part.
     own_values = {"mean": config.mean, "std": config.std}
+    # timm's input_size is (channels, height, width).
     own_values["input_size"] = (3, *image_sides(trained_size or config.image_size))
     pretrained_cfg = config_fields.get("pretrained_cfg", {})
     for field, own_value in own_values.items():
         timm_value = pretrained_cfg.get(field, own_value)
         if timm_value != own_value:
-            other = f"but {folder_files.OWN_KEY}.config says {own_value}"
-            raise InputError(f"pretrained_cfg.{field} is {timm_value}, {other}")
+            contradiction = f"but {folder_files.OWN_KEY}.config says {own_value}"
+            raise InputError(f"pretrained_cfg.{field} is {timm_value}, {contradiction}")
     class_names = record.get("class_names")
     if class_names is not None:
         class_names = checked_names(class_names, config.num_classes)
     recovery = None
     if "recovery" in record:
-        variants = record["recovery"]["variants"]
-        recovery = Recovery(tuple(_read_record(RecoveredVariant, v) for v in variants))
+        records = record["recovery"]["variants"]
+        variants = [_read_record(RecoveredVariant, fields) for fields in records]
+        recovery = Recovery(tuple(variants))
     return Description(
         config,
         class_names=class_names,
@@ -236,6 +242,6 @@ def _parse_own_record(config_fields):
 def _read_record(record_class, fields):
     """Make a dataclass of a record's fields; a missing one would become the default."""
     for field in dataclasses.fields(record_class):
-        if field.name not in (*fields, "values"):  # values are in another file
+        if field.name not in (*fields, "values"):  # values are in RECOVERED_FILE
             raise KeyError(field.name)
     return record_class(**fields)

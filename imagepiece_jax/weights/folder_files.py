@@ -75,8 +75,9 @@ def read_class_names(
 
 def complete_steps(folder: pathlib.Path) -> list[int]:
     """List the completely written steps in a folder of checkpoints, in order."""
-    # An unfinished step has a longer name.
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal())
+    # An unfinished step has a longer name. `glob` allows a missing folder.
+    names = [path.name for path in folder.glob("*")]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def list_input_files(*inputs: str | os.PathLike) -> list[pathlib.Path]:
@@ -86,11 +87,11 @@ def list_input_files(*inputs: str | os.PathLike) -> list[pathlib.Path]:
         them are listed whether they exist or not
     """
     files = []
-    for given in inputs:
-        name = os.fspath(given)
-        if registry.find_form(name).endswith(":FILE"):
-            name = name.partition(":")[2]
-        path = pathlib.Path(name).expanduser()
+    for path_or_name in inputs:
+        path_text = os.fspath(path_or_name)
+        if registry.find_form(path_text).endswith(":FILE"):
+            path_text = path_text.partition(":")[2]
+        path = pathlib.Path(path_text).expanduser()
         files += [path, path.with_name(f"{path.name}.json")]  # it describes an .onnx
-        files += [path / x for x in (CLASS_NAMES_FILE, *LOG_FILES, *FACT_FILES)]
+        files += [path / name for name in (CLASS_NAMES_FILE, *LOG_FILES, *FACT_FILES)]
     return files

@@ -25,7 +25,12 @@ from imagepiece_jax.models.variables import (
     variables_digest,
 )
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
-from imagepiece_jax.weights import description, folder_files, naming
+from imagepiece_jax.weights import folder_files, naming
+from imagepiece_jax.weights.description import (
+    Description,
+    content_errors,
+    describe_weights,
+)
 from imagepiece_jax.weights.location import Location, locate_weights
 from imagepiece_jax.weights.tensor_files import NamedArrays, read_state_dict
 
@@ -77,60 +82,66 @@ def load(
         match the config.
     """
     location = locate_weights(weights, checkpoint, averaged)
-    facts = description.describe_weights(location, config)
-    tensors, facts = read_tensors(location, facts)
-    vit_config = _change_config(facts, image_size, crop, num_classes)
+    description = describe_weights(location, config)
+    tensors, description = read_tensors(location, description)
+    vit_config = _change_config(description, image_size, crop, num_classes)
     fresh_parts: tuple[str, ...] = ()
-    if vit_config.num_classes != facts.config.num_classes:
+    if vit_config.num_classes != description.config.num_classes:
         fresh_parts = HEAD_PARTS
     elif class_names is None:
-        class_names = facts.class_names
-    keeps_reduction = reduction == TRAINED_REDUCTION
-    reduction = Reduction.read(facts.reduction if keeps_reduction else reduction)
-    execution = make_execution(vit_config, dtype or facts.dtype, attention)
+        class_names = description.class_names
+    is_trained_reduction = reduction == TRAINED_REDUCTION
+    if is_trained_reduction:
+        reduction = description.reduction
+    reduction = Reduction.read(reduction)
+    execution = make_execution(vit_config, dtype or description.dtype, attention)
     try:
         model = build_model(vit_config, reduction, execution)
     except InputError as error:
-        if not keeps_reduction:  # the caller's mistake, not the file's
+        if not is_trained_reduction:  # the caller's mistake, not the file's
             raise
         raise InputError(f"{location.origin.title}: {error}") from error
     log_reduction(reduction, model)
     dense_tensors, selectors = timm_tensors.split_selectors(tensors)
-    untrained = tuple(f"{part.replace('_', '.')}." for part in facts.untrained_parts)
-    learned_selectors = {
-        k: v for k, v in selectors.items() if not k.startswith(untrained)
-    }
+    learned_selectors = dict(selectors)
+    for part in description.untrained_parts:
+        for name in timm_tensors.tensors_of_selector(part, selectors):
+            learned_selectors.pop(name, None)
     model_tensors = dense_tensors | selectors
     make_variables = timm_tensors.make_own_variables
     if seed is not None:
         model_tensors = dense_tensors | learned_selectors
         fresh_parts += timm_tensors.list_missing_selectors(model, model_tensors)
-    elif keeps_reduction and facts.digest is None:
+    elif is_trained_reduction and description.digest is None:
         # Only a saved folder holds selectors for several reductions: in other files
         # a foreign one is an error.
         make_variables = timm_tensors.make_variables
-    trained_size = facts.trained_size or vit_config.image_size
-    positions = None  # those of the trained size, if the model has another
+    trained_size = description.trained_size or vit_config.image_size
+    trained_positions = None  # None: they are the model's
     if image_sides(vit_config.image_size) != image_sides(trained_size):
-        positions = tensors.get("pos_embed")
-        fit_positions = resize_positions.fit_positions
-        model_tensors = fit_positions(model_tensors, vit_config, trained_size)
+        trained_positions = tensors.get("pos_embed")
+        model_tensors = resize_positions.fit_positions(
+            model_tensors, vit_config, trained_size
+        )
     variables, drawn_parts = make_variables(
         model, model_tensors, location.origin.title, fresh_parts, seed or 0
     )
     params = variables["params"]
-    untrained_parts = {p for p in params if is_in_parts(p, facts.untrained_parts)}
-    untrained_parts.update(drawn_parts)
+    untrained_parts = {*drawn_parts}
+    for part in params:
+        if is_in_parts(part, description.untrained_parts):
+            untrained_parts.add(part)
     origin = dataclasses.replace(
         location.origin,
         name=location.origin.name or vit_config.name or "",
-        license=facts.license,
+        license=description.license,
         image_size=trained_size,
-        positions=positions,
+        positions=trained_positions,
         # A file alone does not tell its training's reduction.
-        reduction=facts.reduction if location.file_names else None,
+        reduction=description.reduction if location.file_names else None,
     )
-    recovery = facts.recovery
+    recovery = description.recovery
+    # A drawn part has no learned values either: they belong to the part it replaces.
     vit = Pretrained(
         model,
         variables,
@@ -141,6 +152,7 @@ def load(
     )
     if num_classes is not None or seed is not None:
         vit.warn_of_untrained()
+    # CLIP's towers have pre_norm, and a projection's tensors are like a classifier's.
     is_like_clip = vit_config.arch.pre_norm and vit_config.head.is_single_label
     if is_like_clip and not (vit.class_names or vit.untrained_kinds):
         warnings.warn(
@@ -153,13 +165,13 @@ def load(
     return vit
 
 
-def _change_config(facts, image_size, crop, num_classes):
+def _change_config(description, image_size, crop, num_classes):
     """Apply the caller's image size, crop and number of classes; None: no change."""
-    config = facts.config
+    config = description.config
     if image_size is None:
         image_size = config.image_size
     # From the trained size, because `at_size` checks a new size alone.
-    trained_size = facts.trained_size or config.image_size
+    trained_size = description.trained_size or config.image_size
     config = config.with_preprocessing(image_size=trained_size).at_size(image_size)
     if crop is not None:
         config = config.with_preprocessing(crop=crop)
@@ -170,11 +182,11 @@ def _change_config(facts, image_size, crop, num_classes):
 
 
 def read_tensors(
-    location: Location, facts: description.Description
-) -> tuple[NamedArrays, description.Description]:
-    """Read all tensors that the model may need, and correct the facts by them.
+    location: Location, description: Description
+) -> tuple[NamedArrays, Description]:
+    """Read all tensors that the model may need, and correct the description by them.
 
-    Returns (tensors by timm's names, the facts with a complete `recovery` and the
+    Returns (tensors by timm's names, the description with a complete `recovery` and the
     `trained_size`).
     Raises InputError for tensors that contradict the files' config.
     """
@@ -184,7 +196,7 @@ def read_tensors(
     else:
         weights = location.find_weights()
         key = location.origin.checkpoint
-        tensors = naming.read_timm_tensors(weights, key, facts.config)
+        tensors = naming.read_timm_tensors(weights, key, description.config)
         learned_tensors = {
             name: read_state_dict(location.path / name)
             for name in folder_files.LEARNED_FILES
@@ -192,24 +204,24 @@ def read_tensors(
         }
         tensors |= learned_tensors.get(folder_files.SELECTORS_FILE, {})
         variant_tensors = learned_tensors.get(folder_files.RECOVERED_FILE, {})
-        if learned_tensors and facts.digest is not None:
-            if facts.digest != variables_digest([tensors, variant_tensors]):
-                names = " or ".join(learned_tensors)
+        if learned_tensors and description.digest is not None:
+            if description.digest != variables_digest([tensors, variant_tensors]):
+                file_names = " or ".join(learned_tensors)
                 raise InputError(
-                    f"{location.origin.title}: {names} belongs to other weights"
+                    f"{location.origin.title}: {file_names} belongs to other weights"
                 )
-    facts = _correct_facts(facts, tensors, location.origin.title)
-    config = facts.config
-    recovery = facts.recovery
+    description = _correct_description(description, tensors, location.origin.title)
+    config = description.config
+    recovery = description.recovery
     if recovery is not None:
         dense_shapes = variable_shapes(build_model(config))
-        with description.content_errors(location.path / folder_files.RECOVERED_FILE):
+        with content_errors(location.path / folder_files.RECOVERED_FILE):
             recovery = recovery.with_tensors(variant_tensors, dense_shapes)
-    class_names = facts.class_names if config.num_classes else None
-    if config.num_classes and class_names is None and not facts.has_file_config:
+    class_names = description.class_names if config.num_classes else None
+    if config.num_classes and class_names is None and not description.has_file_config:
         # Without a file that states classes, only a public name tells their names.
         class_names = registry.published_class_names(config.name, config.num_classes)
-    return tensors, facts._replace(class_names=class_names, recovery=recovery)
+    return tensors, description._replace(class_names=class_names, recovery=recovery)
 
 
 def _read_run_tensors(location):
@@ -218,51 +230,54 @@ def _read_run_tensors(location):
 
     origin = location.origin
     run_folder = location.path.resolve()
-    names = (AVERAGES_KEY,) if origin.averaged else VARIABLE_COLLECTIONS
+    # Only chosen keys are read, so the optimizer's state stays on disk.
+    keys = (AVERAGES_KEY,) if origin.averaged else VARIABLE_COLLECTIONS
 
     def choose_variables(stored_state):
         if origin.averaged and not stored_state[AVERAGES_KEY]:
             raise InputError(f"run {run_folder} has no averages: its ema_decay is 0")
-        return {name: stored_state[name] for name in names}
+        return {key: stored_state[key] for key in keys}
 
     folder = run_folder / folder_files.CHECKPOINTS_FOLDER / str(origin.checkpoint)
     state, _, _ = checkpoints.read_newest_step(folder, choose_variables)
     return timm_tensors.to_timm(state.get(AVERAGES_KEY, state))
 
 
-def _correct_facts(facts, tensors, title):
+def _correct_description(description, tensors, title):
     """Correct the config by the tensors.
 
     Tensors decide the number of classes and whether DeiT's distillation token is a
     register. Unless the files state them, tensors also decide the positions' image size
     and a gated MLP's width.
     """
-    config = facts.config
-    arch = config.arch
+    config = description.config
+    # np.zeros(()), without axes, stands for a tensor that the weights lack.
     head_weight = tensors.get("head.weight", np.zeros(()))
     num_classes = len(head_weight) if head_weight.ndim else 0
-    if num_classes and facts.has_file_config:
-        config = dataclasses.replace(config, **facts.head_fields)
+    if num_classes and description.has_file_config:
+        config = dataclasses.replace(config, **description.head_fields)
     # A number of classes in the files must agree with the head.
     has_other_classes = config.num_classes not in (0, num_classes)
-    if has_other_classes and facts.has_file_config:
+    if has_other_classes and description.has_file_config:
         subject = f"{title}: num_classes is {config.num_classes}"
         raise InputError(f"{subject}, but its tensors have {num_classes}")
     changes: dict[str, Any] = {"num_classes": num_classes}
     if config.name and has_other_classes and config.problem_type == PROJECTION:
         changes["problem_type"] = SINGLE_LABEL
     # Without a head of its own, DeiT's distillation token is a register.
-    if arch.dist_token and "reg_token" in tensors and "dist_token" not in tensors:
-        changes["arch"] = dataclasses.replace(arch, dist_token=False, registers=1)
+    has_only_register = "reg_token" in tensors and "dist_token" not in tensors
+    if config.arch.dist_token and has_only_register:
+        register_fields = {"dist_token": False, "registers": 1}
+        changes["arch"] = dataclasses.replace(config.arch, **register_fields)
     # timm's mlp_ratio counts both halves of a gated MLP; the tensors tell the width.
     fc2_weight = tensors.get("blocks.0.mlp.fc2.weight", np.zeros(()))
-    has_gated_mlp = arch.mlp == "swiglu" and fc2_weight.ndim == 2
-    if has_gated_mlp and not facts.has_file_config:
+    has_gated_mlp = config.arch.mlp == "swiglu" and fc2_weight.ndim == 2
+    if has_gated_mlp and not description.has_file_config:
         changes["mlp_ratio"] = fc2_weight.shape[1] / config.embed_dim
     config = dataclasses.replace(config, **changes)
-    trained_size = facts.trained_size or config.image_size
+    trained_size = description.trained_size or config.image_size
     positions = tensors.get("pos_embed")
-    has_fixed_size = facts.has_file_config and facts.trained_size is None
+    has_fixed_size = description.has_file_config and description.trained_size is None
     if not has_fixed_size and positions is not None and positions.ndim == 3:
         num_positions = positions.shape[1]
         if config.arch.prefix_positions:
@@ -272,6 +287,6 @@ def _correct_facts(facts, tensors, title):
         side = math.isqrt(max(0, num_positions))
         if num_positions != math.prod(grid) and side * side == num_positions:
             trained_size = side * config.patch_size
-    if facts.trained_size is None:
+    if description.trained_size is None:
         config = config.with_preprocessing(image_size=trained_size)
-    return facts._replace(config=config, trained_size=trained_size)
+    return description._replace(config=config, trained_size=trained_size)

@@ -51,14 +51,14 @@ class Location:
         """Find the weights: a file, a folder's single one, or a state dict."""
         if self.origin.kind != FOLDER_KIND:
             return self.path if self.tensors is None else self.tensors
-        weights_names = _list_weights_names(self.file_names)
+        weights_names = _list_weights_files(self.file_names)
         if len(weights_names) == 1:
             return self.path / weights_names[0]
-        names = f"{', '.join(weights_names)}, not one weights file"
+        problem = f"{', '.join(weights_names)}, not one weights file"
         if not weights_names:
             default_name = folder_files.WEIGHTS_FILES[0]
-            names = f"no {default_name}; name an exported file by its own path"
-        raise InputError(f"folder {self.path} has {names}")
+            problem = f"no {default_name}; name an exported file by its own path"
+        raise InputError(f"folder {self.path} has {problem}")
 
 
 def locate_weights(
@@ -74,7 +74,7 @@ def locate_weights(
     if isinstance(weights, Mapping):
         location = Location(Origin(kind=STATE_DICT_KIND), tensors=weights)
     elif str(weights).startswith(HUB_SCHEME):
-        location = _locate_weights_in(fetch_folder(str(weights)))
+        location = _locate_folder_weights(fetch_folder(str(weights)))
     else:
         path = pathlib.Path(weights).expanduser()
         if not path.exists():
@@ -84,9 +84,9 @@ def locate_weights(
             )
         location = Location(Origin(path=path, kind=FILE_KIND, name=path.name))
         if path.is_dir():
-            location = _locate_weights_in(path)
+            location = _locate_folder_weights(path)
         elif path.name in (folder_files.CONFIG_FILE, folder_files.OPEN_CLIP_FILE):
-            location = _locate_weights_in(path.parent, config_file=path)
+            location = _locate_folder_weights(path.parent, config_file=path)
     origin = location.origin
     if origin.kind == RUN_KIND:
         checkpoint = checkpoint or "best"
@@ -104,55 +104,53 @@ def fetch_folder(hub_id: str) -> pathlib.Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    name, _, revision = hub_id.removeprefix(HUB_SCHEME).partition("@")
+    repository, _, revision = hub_id.removeprefix(HUB_SCHEME).partition("@")
 
-    def fetch(revision, patterns):
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=patterns
-            )
+    def fetch_files(revision, file_names):
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=file_names
         )
+        return pathlib.Path(folder)
 
+    small_files = [*folder_files.FACT_FILES, *folder_files.LEARNED_FILES]
     try:
-        folder = fetch(
-            revision or None, [*folder_files.FACT_FILES, *folder_files.LEARNED_FILES]
-        )
+        folder = fetch_files(revision or None, small_files)  # None: the main branch
     except (errors.HFValidationError, errors.LocalEntryNotFoundError) as error:
         raise InputError(f"{hub_id}: {error}") from error
     commit = folder.name  # as the cache names folders; all files are of one commit
     try:
-        tree = huggingface_hub.get_cached_repo_tree(name, revision=commit)
+        tree = huggingface_hub.get_cached_repo_tree(repository, revision=commit)
         repository_names = {file.path for file in tree}
     except errors.CachedRepoTreeNotFoundError:
         # Offline, and another program filled the cache, perhaps without all files.
         repository_names = {*os.listdir(folder)}
-    weights_files = folder_files.WEIGHTS_FILES
+    known_names = folder_files.WEIGHTS_FILES
+    weights_names = [name for name in known_names if name in repository_names]
+    if not weights_names:
+        raise InputError(f"{hub_id} has none of {', '.join(known_names)}")
     # Only the first is fetched: the names are in order of preference.
-    patterns = [name for name in weights_files if name in repository_names][:1]
-    if not patterns:
-        raise InputError(f"{hub_id} has none of {', '.join(weights_files)}")
-    if patterns[0].endswith(folder_files.INDEX_ENDING):
-        parts = tensor_files.read_weight_map(folder / patterns[0]).values()
-        patterns = [patterns[0], *parts]
-    fetch(commit, patterns)
+    part_of_tensor = {}
+    if weights_names[0].endswith(folder_files.INDEX_ENDING):
+        part_of_tensor = tensor_files.read_weight_map(folder / weights_names[0])
+    fetch_files(commit, [weights_names[0], *part_of_tensor.values()])
     return folder
 
 
-def _locate_weights_in(folder, config_file=None):
+def _locate_folder_weights(folder, config_file=None):
     """Find the weights in a folder; config_file: None: the preferred config file."""
     file_names = frozenset(os.listdir(folder))
     name = folder.name
     # A folder in the hub's cache: models--OWNER--NAME/snapshots/COMMIT
-    repository = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and repository.startswith("models--"):
-        name = repository.removeprefix("models--").replace("--", "/")
+    cache_name = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and cache_name.startswith("models--"):
+        name = cache_name.removeprefix("models--").replace("--", "/")
     origin = Origin(path=folder, kind=FOLDER_KIND, name=name)
     if config_file is None:
         # OpenCLIP repositories often hold transformers' weights and config.json too,
         # and these are preferred.
         config_file = folder / folder_files.CONFIG_FILE
-        weights_names = _list_weights_names(file_names)
-        has_only_open_clip = all(name.startswith("open_clip") for name in weights_names)
+        weights_names = _list_weights_files(file_names)
+        has_only_open_clip = all(file.startswith("open_clip") for file in weights_names)
         prefers_open_clip = has_only_open_clip or config_file.name not in file_names
         if folder_files.OPEN_CLIP_FILE in file_names and prefers_open_clip:
             config_file = folder / folder_files.OPEN_CLIP_FILE
@@ -168,7 +166,7 @@ def _locate_weights_in(folder, config_file=None):
     return Location(origin, config_file, config_fields, file_names=file_names)
 
 
-def _list_weights_names(file_names):
+def _list_weights_files(file_names):
     """List a folder's weights files: the first usual name, or else all."""
     for name in folder_files.WEIGHTS_FILES:
         if name in file_names:

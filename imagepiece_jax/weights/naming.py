@@ -49,22 +49,23 @@ class Naming:
         Some results are not timm's names yet: `_canonicalize_tensors` finishes them.
         Raises InputError for a tensor that the library does not have.
         """
-        in_tower = name.startswith(prefix)
+        is_in_tower = name.startswith(prefix)
         tower_name = name.removeprefix(prefix)
-        if re.match(self.ignored_names if in_tower else IGNORED_NAMES, tower_name):
+        if re.match(self.ignored_names if is_in_tower else IGNORED_NAMES, tower_name):
             return None
         name_start = ""
         inner_name = tower_name  # without the block's start
         timm_name = None
-        if in_tower and (match := re.match(self.block_pattern, tower_name)):
+        if is_in_tower and (match := re.match(self.block_pattern, tower_name)):
+            # Without a number the tensor holds all blocks (big_vision).
             name_start = f"blocks.{match[1]}." if match[1] else SCANNED_BLOCKS
             inner_name = tower_name[match.end() :]
             timm_name = _look_up_name(inner_name, self.block_names)
-        elif in_tower:
+        elif is_in_tower:
             timm_name = _look_up_name(tower_name, self.tower_names)
         if timm_name is None and not name_start:
             timm_name = _look_up_name(name, self.outside_names)
-        if timm_name is None and in_tower and not self.is_strict:
+        if timm_name is None and is_in_tower and not self.is_strict:
             timm_name = inner_name
         if not timm_name:
             place = f" outside the tower {prefix[:-1]}" if prefix else ""
@@ -73,7 +74,10 @@ class Naming:
 
 
 def _look_up_name(name, template_by_pattern):
-    """Translate the name of a tensor or module; None if no pattern fits it."""
+    """Translate a tensor's or module's name; None if no pattern fits it.
+
+    "." in a pattern matches only a dot, and a tensor's last name, the leaf, stays.
+    """
     for pattern, template in template_by_pattern.items():
         name_pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
         if match := re.fullmatch(name_pattern, name):
@@ -277,16 +281,17 @@ def read_timm_tensors(
         pool; None: names are taken literally
     """
     with open_tensors(weights, model_key) as lazy_tensors:
-        short_names = _strip_wrapper_parts(lazy_tensors)
-        naming, prefix = _find_naming([*short_names.values()])
+        unwrapped_names = _strip_wrapper_parts(lazy_tensors)
+        naming, prefix = _find_naming([*unwrapped_names.values()])
         timm_names = {}  # {name in the file: timm's name}
-        for name, short_name in short_names.items():
-            if timm_name := naming.translate_name(short_name, prefix):
+        for name, unwrapped_name in unwrapped_names.items():
+            if timm_name := naming.translate_name(unwrapped_name, prefix):
                 timm_names[name] = timm_name
         state_dict = {name: lazy_tensors[name].read() for name in timm_names}
     with titled_errors(weights_title(weights)):
         try:
             renamed_tensors = _rename_tensors(state_dict, timm_names)
+            # It replaces hidden patches in pretraining, and no model here hides any.
             has_mask_token = renamed_tensors.pop("mask_token", None) is not None
             if config is not None:
                 _check_num_heads(renamed_tensors, config)
@@ -303,7 +308,8 @@ def read_timm_tensors(
     is_pretrained_eva = has_mask_token and "blocks.0.attn.q_bias" in tensors
     may_norm_pooled = naming.may_norm_pooled or is_pretrained_eva
     if may_norm_pooled and config.arch.fc_norm and "fc_norm.weight" not in tensors:
-        tensors = {re.sub(r"^norm\.", "fc_norm.", k): v for k, v in tensors.items()}
+        for name in [name for name in tensors if name.startswith("norm.")]:
+            tensors[f"fc_{name}"] = tensors.pop(name)
     # Without arch.qkv_bias the attention biases are dropped, but only if all are 0, so
     # that no learned bias is lost.
     bias_pattern = re.compile(r"blocks\.\d+\.attn\.([qv]_bias|qkv\.bias)")
@@ -324,7 +330,8 @@ def _rename_tensors(state_dict, timm_names):
         block_tensors = {timm_names[name]: tensor}
         _, is_scanned, leaf_name = timm_names[name].partition(SCANNED_BLOCKS)
         if is_scanned:
-            block_tensors = {f"blocks.{i}.{leaf_name}": x for i, x in enumerate(tensor)}
+            blocks = range(len(tensor))
+            block_tensors = {f"blocks.{i}.{leaf_name}": tensor[i] for i in blocks}
         for timm_name in block_tensors:
             if timm_name in source_names:
                 names = f"{source_names[timm_name]} and {name}"
@@ -336,7 +343,8 @@ def _rename_tensors(state_dict, timm_names):
 
 def _check_num_heads(renamed_tensors, config):
     # Only Flax kernels, [D, heads, d], show the number of heads. With another number
-    # the shapes would fit, and the logits would silently be wrong.
+    # the shapes would fit, and the logits would silently be wrong. np.zeros(0) stands
+    # for no kernel.
     query_kernel = renamed_tensors.get("blocks.0.attn.q.kernel", np.zeros(0))
     if query_kernel.ndim == 3 and query_kernel.shape[1] != config.num_heads:
         heads = f"its tensors are of {query_kernel.shape[1]} heads"
@@ -344,32 +352,33 @@ def _check_num_heads(renamed_tensors, config):
 
 
 def pack_for_timm(
-    tensors: Mapping[str, np.ndarray], arch: Architecture, timm_architecture: str
+    tensors: Mapping[str, np.ndarray], architecture: Architecture, timm_model: str
 ) -> NamedArrays:
     """Convert canonical tensors (`timm_tensors.to_timm`) for timm's own classes.
 
-    timm_architecture: any name that timm lacks is allowed for a model that timm lacks
+    timm_model: timm's name, or any other name for a model that timm lacks
     """
-    is_eva = registry.timm_class(timm_architecture) == "Eva"
+    is_eva = registry.timm_class(timm_model) == "Eva"
     # timm keeps q, k and v apart in EVA-02's models with sub-LN (an MLP norm and no key
     # bias). It packs both halves of a SwiGLU without a norm in models with position
     # embeddings.
-    keeps_qkv_apart = arch.mlp_norm and not arch.key_bias
+    keeps_qkv_apart = architecture.mlp_norm and not architecture.key_bias
     packed_tensors = {}
     for name, tensor in tensors.items():
-        timm_name = name
+        packed_name = name
         if is_eva:
-            timm_name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
-        name_start, qkv_ending, _ = timm_name.partition("qkv.weight")
+            packed_name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
+        name_start, qkv_ending, _ = packed_name.partition("qkv.weight")
         if qkv_ending and keeps_qkv_apart:
             for letter, third in zip("qkv", np.split(tensor, 3), strict=True):
                 packed_tensors[f"{name_start}{letter}_proj.weight"] = third
             continue
         if keeps_qkv_apart:
             bias_pattern = r"\.attn\.([qv])_bias$"
-            timm_name = re.sub(bias_pattern, r".attn.\1_proj.bias", timm_name)
-        packed_tensors[timm_name] = tensor
-    if arch.mlp == "swiglu" and arch.positions and not arch.mlp_norm:
+            packed_name = re.sub(bias_pattern, r".attn.\1_proj.bias", packed_name)
+        packed_tensors[packed_name] = tensor
+    packs_gates = architecture.positions and not architecture.mlp_norm
+    if architecture.mlp == "swiglu" and packs_gates:
         gate_names = [name for name in packed_tensors if ".mlp.fc1_g." in name]
         for gate_name in gate_names:
             linear_name = gate_name.replace("_g.", "_x.")
@@ -386,14 +395,15 @@ def _strip_wrapper_parts(tensor_names):
         own_parts = [part for part in parts if part not in _INSERTED_PARTS]
         unwrapped_names[name] = ".".join(own_parts)
     common_start = os.path.commonprefix([*unwrapped_names.values()])
-    front = common_start.removesuffix(re.sub(_FRONT_PATTERN, "", common_start))
-    return {k: v.removeprefix(front) for k, v in unwrapped_names.items()}
+    front_length = len(common_start) - len(re.sub(_FRONT_PATTERN, "", common_start))
+    return {name: unwrapped_names[name][front_length:] for name in unwrapped_names}
 
 
 def _find_naming(tensor_names):
     """Find (naming, prefix of the vision tower) from a checkpoint's tensor names."""
     for naming in NAMINGS:
-        marked_names = [n for n in tensor_names if f".{n}".endswith(f".{naming.mark}")]
+        mark = f".{naming.mark}"
+        marked_names = [name for name in tensor_names if f".{name}".endswith(mark)]
         prefixes = sorted(name.removesuffix(naming.mark) for name in marked_names)
         if len(prefixes) > 1:
             raise InputError(f"it must hold one vision tower, not {prefixes}")
@@ -412,7 +422,7 @@ def _canonicalize_tensors(tensors):
         module, _, leaf = name.rpartition(".")
         if leaf == "kernel":
             canonical_tensors[f"{module}.weight"] = _to_torch_weight(module, tensor)
-        elif leaf == "scale":
+        elif leaf == "scale":  # of a norm, as Flax calls it
             canonical_tensors[f"{module}.weight"] = tensor
         elif leaf == "bias":
             # Flax has an extra axis of heads.
@@ -437,7 +447,7 @@ TOKEN_ROWS = """
 
 def _to_torch_weight(module, kernel):
     """Turn a Flax kernel into a PyTorch weight: outputs first, heads flattened."""
-    if kernel.ndim == 4:
+    if kernel.ndim == 4:  # a convolution: [H, W, in, out] to [out, in, H, W]
         return kernel.transpose(3, 2, 0, 1)
     # q, k and v: [D, heads, d]; the output projection: [heads, d, D].
     if kernel.ndim == 3:
@@ -453,6 +463,7 @@ def _stack_projections(tensors):
     """
     for name in [*tensors]:
         match = re.fullmatch(r"(.*\battn|attn_pool)\.([qkv])\.(weight|bias)", name)
+        # Its own module may have been stacked with another of its projections.
         if not match or name not in tensors:
             continue
         module, own_letter, leaf = match.groups()
@@ -460,14 +471,15 @@ def _stack_projections(tensors):
         if own_letter not in letters:
             continue
         name_by_letter = {letter: f"{module}.{letter}.{leaf}" for letter in letters}
-        missing_names = [n for n in name_by_letter.values() if n not in tensors]
+        stack_names = name_by_letter.values()
+        missing_names = [part for part in stack_names if part not in tensors]
         if missing_names == [f"{module}.k.bias"] and letters == "qkv":
             tensors[f"{module}.q_bias"] = tensors.pop(name_by_letter["q"])
             tensors[f"{module}.v_bias"] = tensors.pop(name_by_letter["v"])
             continue
         if missing_names:
             raise InputError(f"it has {name}, but not {missing_names[0]}")
-        projections = [tensors.pop(name) for name in name_by_letter.values()]
+        projections = [tensors.pop(part) for part in stack_names]
         tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(projections)
 
 
@@ -534,6 +546,7 @@ def _add_class_position(tensors):
     class_token = tensors.get("cls_token")
     if positions is None or class_token is None:
         return
+    # The sum is in float32, because half precision would round it.
     class_position = positions[:, :1].astype(np.float32)
     tensors["cls_token"] = class_token.astype(np.float32) + class_position
     tensors["pos_embed"] = positions[:, 1:]
@@ -554,6 +567,7 @@ def _rename_head_and_token(tensors):
         tensors["head.weight"] = projection
         tensors["head.bias"] = tensors.pop("projection.bias", zeros)
     if "mean_head.weight" in tensors:
+        # CLIP's reads the patches' mean, and leaves its class token unused.
         if "cls_token" in tensors:
             raise InputError("CLIPForImageClassification is not supported")
         # SiglipForImageClassification does not use its attention pool.

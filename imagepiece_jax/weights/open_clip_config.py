@@ -99,9 +99,9 @@ def _build_tower_config(vision_fields, model_cfg, image_fields):
     if model_cfg.get("quick_gelu", False):
         gelu_of_approximate = {"none": "quick"}
     check_choice("vision_cfg.act_kwargs.approximate", approximate, gelu_of_approximate)
-    # The last norm applies to the tokens or to the pooled vector.
+    # The last norm applies to the tokens or, as fc_norm, to the pooled vector.
     fc_norm = pool == "mean" and bool(vision_fields["final_ln_after_pool"])
-    arch = Architecture(
+    architecture = Architecture(
         patch_bias=False,
         pre_norm=not vision_fields["no_ln_pre"],
         gelu=gelu_of_approximate[approximate],
@@ -116,8 +116,9 @@ def _build_tower_config(vision_fields, model_cfg, image_fields):
         depth=depth,
         num_heads=width // vision_fields["head_width"],
         patch_size=vision_fields["patch_size"],
+        # OpenCLIP cuts the MLP's width to a whole number.
         mlp_ratio=int(width * vision_fields["mlp_ratio"]) / width,
-        arch=arch,
+        arch=architecture,
         num_classes=model_cfg["embed_dim"],
         problem_type=PROJECTION,
         **image_fields,

@@ -53,9 +53,11 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     tensors = naming.pack_for_timm(tensors, vit.config.arch, architecture)
     selectors = vit.collect_selectors()
     variant_tensors = vit.recovery.to_tensors() if vit.recovery else {}
-    # As `load` will read them. A LazyTensor is not copied, as an array in memory is.
-    lazy = {n: LazyTensor(functools.partial(np.asarray, x)) for n, x in tensors.items()}
-    loaded_tensors = naming.read_timm_tensors(lazy) | selectors
+    # As `load` will read them. LazyTensors spare the copy that arrays would get.
+    lazy_tensors = {}
+    for name, tensor in tensors.items():
+        lazy_tensors[name] = LazyTensor(functools.partial(np.asarray, tensor))
+    loaded_tensors = naming.read_timm_tensors(lazy_tensors) | selectors
     digest = variables_digest([loaded_tensors, variant_tensors])
     config_fields[folder_files.OWN_KEY]["digest"] = digest
     vit.warn_of_untrained()
@@ -86,12 +88,12 @@ def make_config_fields(vit: Pretrained) -> dict[str, Any]:
     model = vit.model
     reduction = dataclasses.replace(vit.known_reduction(), prop_attn=model.prop_attn)
     variants = vit.recovery.variants if vit.recovery else ()
-    has_positions = vit.origin.positions is not None
+    has_trained_positions = vit.origin.positions is not None
     optional_fields = {
         "untrained": vit.origin.untrained_parts(vit.variables["params"]),
         "recovery": variants and {"variants": [variant.record for variant in variants]},
         "class_names": vit.class_names,
-        "trained_size": vit.origin.image_size if has_positions else None,
+        "trained_size": vit.origin.image_size if has_trained_positions else None,
         "license": vit.origin.license,
     }
     record = {
@@ -113,8 +115,9 @@ def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     with contextlib.suppress(InputError, OSError):
         if folder_files.OWN_KEY in files.read_json(folder / folder_files.CONFIG_FILE):
             own_files = SAVED_FILES
-    is_own = lambda file: file.name in own_files  # noqa: E731
-    files.check_own_files("folder", folder, "a saved model", is_own)
+    files.check_own_files(
+        "folder", folder, "a saved model", lambda file: file.name in own_files
+    )
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
     return folder
@@ -124,12 +127,13 @@ def _check_round_trip(vit, loaded_tensors, config_fields):
     """Check that `load` would make the same model from these tensors and config."""
     description = parse_config(config_fields, {})
     loaded_model = build_model(description.config, description.reduction)
-    if vit.origin.positions is not None:  # `load` resizes them
-        own_positions = np.asarray(vit.dense_variables["params"]["pos_embed"])
-        loaded_tensors = loaded_tensors | {"pos_embed": own_positions}
+    # The saved positions are of the trained size: `load` resizes them to these.
+    if vit.origin.positions is not None:
+        model_positions = np.asarray(vit.dense_variables["params"]["pos_embed"])
+        loaded_tensors = loaded_tensors | {"pos_embed": model_positions}
     timm_tensors.make_own_variables(loaded_model, loaded_tensors, "the saved model")
-    saved_form = (vit.model.plan, vit.model.prop_attn)
-    if (loaded_model.plan, loaded_model.prop_attn) != saved_form:
+    has_equal_plan = loaded_model.plan == vit.model.plan
+    if not has_equal_plan or loaded_model.prop_attn != vit.model.prop_attn:
         raise InputError(
             f"the model's plan or prop_attn is not {description.reduction}'s"
         )

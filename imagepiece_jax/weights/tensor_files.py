@@ -136,7 +136,7 @@ def wrap_arrays(content: Any) -> Any:
     """Replace arrays and torch tensors in `content` by LazyTensor."""
     if isinstance(content, Mapping):
         return {name: wrap_arrays(value) for name, value in content.items()}
-    if not hasattr(content, "shape"):
+    if not hasattr(content, "shape"):  # no array, such as an epoch
         return content
 
     def copy_to_numpy():
@@ -149,25 +149,17 @@ def wrap_arrays(content: Any) -> Any:
 
 
 def select_model_tensors(content: Any, model_key: str | None = None) -> LazyTensors:
-    """Select one model in `content`, {name: LazyTensor}.
-
-    model_key: needed if the content has several models
-    """
-    models = {}
+    """Select one model's tensors; `model_key` is needed if there are several models."""
+    state_dicts = {}  # {key: {name: LazyTensor}}
     for key, value in content.items() if isinstance(content, dict) else ():
         if isinstance(value, dict) and len(value) >= MIN_MODEL_TENSORS:
             if all(isinstance(tensor, LazyTensor) for tensor in value.values()):
-                models[key] = value
-    if model_key not in models and (model_key is not None or len(models) > 1):
-        keys = " or ".join(models) or "None, as the file has one model"
-        raise InputError(f"checkpoint is {model_key!r}; it must be {keys}")
-    if not models:
-        return extract_state_dict(content)
-    return extract_state_dict(models[model_key or next(iter(models))])
-
-
-def extract_state_dict(content: Any) -> LazyTensors:
-    """Take a state dict's tensors except AveragedModel's counter; refuse others."""
+                state_dicts[key] = value
+    if model_key not in state_dicts and (model_key is not None or len(state_dicts) > 1):
+        allowed_keys = " or ".join(state_dicts) or "None, as the file has one model"
+        raise InputError(f"checkpoint is {model_key!r}; it must be {allowed_keys}")
+    if state_dicts:  # else `content` may be a state dict itself
+        content = state_dicts[model_key or next(iter(state_dicts))]
     if not isinstance(content, dict) or not content:
         raise InputError("it holds no named tensors")
     for name, value in content.items():

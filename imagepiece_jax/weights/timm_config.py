@@ -56,7 +56,7 @@ def parse_timm(config_fields: JsonFields) -> dict[str, Any]:
     """Parse the content of a config.json into fields of a Description."""
     # Files from before timm 0.9 are flat.
     pretrained_cfg = config_fields.get("pretrained_cfg", config_fields)
-    name, tag = registry.translate_former_name(config_fields["architecture"])
+    architecture, tag = registry.translate_former_name(config_fields["architecture"])
     tag = pretrained_cfg.get("tag") or tag
     num_classes = config_fields.get("num_classes", pretrained_cfg.get("num_classes"))
     # transformers' TimmWrapperModel has no head.
@@ -68,7 +68,7 @@ def parse_timm(config_fields: JsonFields) -> dict[str, Any]:
     image_size = _compact_size(pretrained_cfg["input_size"][1:])
     positions_size = _compact_size(arguments.get("img_size") or image_size)
     # Whether timm's model takes images whose size differs from its positions'.
-    is_dynamic = registry.timm_arguments(name).get("dynamic_img_size", False)
+    is_dynamic = registry.timm_arguments(architecture).get("dynamic_img_size", False)
     is_flexible = not pretrained_cfg.get("fixed_input_size", not is_dynamic)
     if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
         is_flexible = True
@@ -88,9 +88,11 @@ def parse_timm(config_fields: JsonFields) -> dict[str, Any]:
     }
     if num_classes is not None:
         vit_fields["num_classes"] = num_classes
-    config = registry.build_config(name, **{"num_classes": 0, **vit_fields})
+    config = registry.build_config(architecture, **{"num_classes": 0, **vit_fields})
     if tag:
-        config = _prefer_public_config(f"{name}.{tag}", config, num_classes, arguments)
+        config = _prefer_public_config(
+            f"{architecture}.{tag}", config, num_classes, arguments
+        )
     if tag in SWIGLU_TAGS:
         config = config.with_arch(mlp="swiglu")
     config = apply_model_args(config, arguments)
@@ -123,10 +125,12 @@ def _prefer_public_config(public_name, config, num_classes, arguments):
     if not registry.is_known(public_name) or not {*arguments} <= {*USUAL_ARGUMENTS}:
         return config
     public_config = registry.model_config(public_name)
-    pool = public_config.arch.pool
-    timm_pool = arguments.get("global_pool")
-    if timm_pool is not None and TIMM_POOLS.get(timm_pool, pool) != pool:
-        return config
+    public_pool = public_config.arch.pool
+    given_pool = arguments.get("global_pool")
+    # An unknown pool counts as equal: `apply_model_args` refuses it.
+    if given_pool is not None:
+        if TIMM_POOLS.get(given_pool, public_pool) != public_pool:
+            return config
     is_same = num_classes in (None, public_config.num_classes)
     for field in ("mean", "std", "image_size"):
         is_same = is_same and getattr(public_config, field) == getattr(config, field)
@@ -150,13 +154,14 @@ def _find_class_names(config_fields, num_classes, config):
 
 def apply_model_args(config: ViTConfig, arguments: JsonFields) -> ViTConfig:
     """Apply model_args, the arguments of timm's class, to a timm model's config."""
-    name = (config.name or "").partition(".")[0]
-    is_eva = registry.timm_class(name) == "Eva"
+    timm_model, _, _ = (config.name or "").partition(".")
+    is_eva = registry.timm_class(timm_model) == "Eva"
     is_gated = config.arch.mlp == "swiglu"
-    usual_arguments = registry.timm_arguments(name)
-    part_arguments = {k: v for k, v in usual_arguments.items() if k in PART_ARGUMENTS}
+    usual_arguments = registry.timm_arguments(timm_model)
+    part_names = [name for name in PART_ARGUMENTS if name in usual_arguments]
+    part_arguments = {name: usual_arguments[name] for name in part_names}
     sizes = {}
-    arch_fields: dict[str, Any] = {}
+    architecture_fields: dict[str, Any] = {}
     for argument, value in arguments.items():
         field_path = f"model_args.{argument}"
         if argument in SIZE_ARGUMENTS:
@@ -166,10 +171,10 @@ def apply_model_args(config: ViTConfig, arguments: JsonFields) -> ViTConfig:
         elif argument == "act_layer" and argument in usual_arguments:
             gelu_of_act = GATE_ACTIVATIONS if is_gated else TIMM_GELUS | {None: "exact"}
             check_choice(field_path, value, gelu_of_act)
-            arch_fields["gelu"] = gelu_of_act[value]
+            architecture_fields["gelu"] = gelu_of_act[value]
         elif argument == "norm_layer" and argument in usual_arguments:
             check_choice(field_path, value, NORM_LAYER_EPS)
-            arch_fields["norm_eps"] = NORM_LAYER_EPS[value]
+            architecture_fields["norm_eps"] = NORM_LAYER_EPS[value]
         elif argument in PART_ARGUMENTS and argument in usual_arguments:
             part_arguments[argument] = value
         elif argument not in usual_arguments or value != usual_arguments[argument]:
@@ -179,36 +184,36 @@ def apply_model_args(config: ViTConfig, arguments: JsonFields) -> ViTConfig:
     hidden_width = int(embed_dim * part_arguments["mlp_ratio"])
     if is_gated and not is_eva:  # mlp_ratio counts both halves of the packed layer
         hidden_width //= 2
-    if is_gated:
+    if is_gated:  # rounded up to a multiple
         hidden_width += -hidden_width % (part_arguments.get("swiglu_align_to") or 1)
-    names = EVA_ARGUMENT_NAMES
-    arch_arguments = {names.get(k, k): value for k, value in part_arguments.items()}
-    arch_fields |= _make_arch_fields(arch_arguments, is_eva, config.arch)
-    if arch_fields["pool"] == "map":
+    architecture_fields |= _translate_arguments(part_arguments, is_eva, config.arch)
+    if architecture_fields["pool"] == "map":
+        # 0 heads and the ratio None stand for those of the blocks.
         num_pool_heads = part_arguments.get("attn_pool_num_heads") or 0
         if num_pool_heads == sizes.get("num_heads", config.num_heads):
             num_pool_heads = 0
         pool_ratio = part_arguments.get("attn_pool_mlp_ratio") or 0
         pool_width = int(embed_dim * pool_ratio) or hidden_width
         pool_mlp_ratio = None if pool_width == hidden_width else pool_width / embed_dim
-        arch_fields |= {"pool_heads": num_pool_heads, "pool_mlp_ratio": pool_mlp_ratio}
-    arch = dataclasses.replace(config.arch, **arch_fields)
+        architecture_fields["pool_heads"] = num_pool_heads
+        architecture_fields["pool_mlp_ratio"] = pool_mlp_ratio
+    architecture = dataclasses.replace(config.arch, **architecture_fields)
     mlp_ratio = hidden_width / embed_dim
-    return dataclasses.replace(config, **sizes, arch=arch, mlp_ratio=mlp_ratio)
+    return dataclasses.replace(config, **sizes, arch=architecture, mlp_ratio=mlp_ratio)
 
 
-def _make_arch_fields(arguments, is_eva, arch):
-    """Translate timm's arguments into fields of an Architecture.
-
-    arguments: of PART_ARGUMENTS; Eva's under their names in VisionTransformer
-    """
+def _translate_arguments(part_arguments, is_eva, architecture):
+    """Translate timm's PART_ARGUMENTS into fields of an Architecture."""
+    arguments = {}  # under VisionTransformer's names
+    for name, value in part_arguments.items():
+        arguments[EVA_ARGUMENT_NAMES.get(name, name)] = value
     pool = TIMM_POOLS[arguments["global_pool"]]
     has_prefix = arguments["class_token"] or arguments["reg_tokens"]
     fc_norm = arguments["fc_norm"]
     if fc_norm is None:
         fc_norm = pool == "mean"
     # timm would make only this norm, and never compute it.
-    if arch.dist_token and fc_norm:
+    if architecture.dist_token and fc_norm:
         raise InputError("model_args.fc_norm does not fit a distillation token")
     final_norm = arguments["final_norm"]
     layer_scale = bool(arguments["init_values"])
@@ -222,12 +227,13 @@ def _make_arch_fields(arguments, is_eva, arch):
         final_norm = final_norm and not fc_norm
         includes_prefix = arguments["pool_include_prefix"] and pool != "token"
     lacks_prefix_position = arguments["no_embed_class"] and has_prefix
+    # timm's EvaAttention has biases of its own, q_bias and v_bias.
     has_own_biases = is_eva and arguments["attn_type"] == "eva"
     lacks_key_bias = has_own_biases and arguments["qkv_bias"]
     return {
         "class_token": arguments["class_token"],
         "registers": arguments["reg_tokens"],
-        "prefix_positions": not (lacks_prefix_position and arch.positions),
+        "prefix_positions": not (lacks_prefix_position and architecture.positions),
         "qkv_bias": arguments["qkv_bias"],
         "key_bias": not lacks_key_bias,
         "pre_norm": arguments["pre_norm"],
@@ -253,14 +259,16 @@ def describe_timm(vit: Pretrained) -> dict[str, Any]:
         return {}
     optional_fields: dict[str, Any] = {}
     if vit.preprocessing.resizes:
-        fields = vit.preprocessing.as_json
-        optional_fields["crop_pct"] = fields["crop"]
-        optional_fields |= {k: fields[k] for k in ("crop_mode", "interpolation")}
+        crop_fields = vit.preprocessing.as_json
+        optional_fields["crop_pct"] = crop_fields["crop"]
+        optional_fields["crop_mode"] = crop_fields["crop_mode"]
+        optional_fields["interpolation"] = crop_fields["interpolation"]
     if vit.origin.license:
         optional_fields["license"] = vit.origin.license
     label_names: Any = vit.class_names
     if label_names and None in label_names:  # {number: name} skips None
-        label_names = {str(i): x for i, x in enumerate(label_names) if x is not None}
+        labels = [label for label, name in enumerate(label_names) if name is not None]
+        label_names = {str(label): label_names[label] for label in labels}
     return {
         **architecture_fields,
         "num_classes": config.num_classes,
@@ -303,8 +311,8 @@ def _find_timm_architecture(config):
     _, architecture = min(candidates, key=lambda candidate: candidate[0])
     arguments: dict[str, Any] = {"img_size": config.image_size}
     if config.arch.mlp != "swiglu" and registry.timm_class(architecture) != "Eva":
-        act_layers = {gelu: act_layer for act_layer, gelu in TIMM_GELUS.items()}
-        arguments["act_layer"] = act_layers[config.arch.gelu]
+        layer_of_gelu = {gelu: act_layer for act_layer, gelu in TIMM_GELUS.items()}
+        arguments["act_layer"] = layer_of_gelu[config.arch.gelu]
     return {"architecture": architecture, "model_args": arguments}
 
 

@@ -91,9 +91,10 @@ def _read_old_file(file):
     content = unpickler.load()
     for key in _StateDictUnpickler(file, read_bytes).load():
         storage = unpickler.storages[key]
-        num_values = int.from_bytes(file.read(8), "little")
-        if num_values != storage.num_values:
-            raise pickle.UnpicklingError(f"storage {key} has {num_values} elements")
+        # Every storage begins with its element count, in eight bytes.
+        stored_count = int.from_bytes(file.read(8), "little")
+        if stored_count != storage.num_values:
+            raise pickle.UnpicklingError(f"storage {key} has {stored_count} elements")
         offsets[key] = file.tell()
         file.seek(storage.num_bytes, io.SEEK_CUR)
     return content
@@ -171,7 +172,7 @@ class _StateDictUnpickler(pickle.Unpickler):
         if _IGNORED_TYPES.fullmatch(f"{module}.{name}"):
             return _IgnoredObject
         if module == "torch" and name in _STORAGE_DTYPES:
-            return name
+            return name  # which `persistent_load` gets as the storage's type
         raise InputError(f"it asks for {module}.{name}; save model.state_dict() alone")
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -191,8 +192,9 @@ class _StateDictUnpickler(pickle.Unpickler):
         if {type(value) for value in geometry} != {int}:
             raise pickle.UnpicklingError("a tensor without storage, shape or strides")
         num_values = math.prod(shape)
-        extents = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
-        last_offset = offset + sum(extents)
+        last_offset = offset
+        for side, stride in zip(shape, strides, strict=True):
+            last_offset += (side - 1) * stride
         # Without this check as_strided would read foreign memory.
         is_inside = min(geometry) >= 0 and num_values <= storage.num_values
         if not is_inside or (num_values and last_offset >= storage.num_values):
@@ -208,7 +210,8 @@ class _StateDictUnpickler(pickle.Unpickler):
         if len(storage_bytes) != storage.num_bytes:
             raise pickle.UnpicklingError(f"storage {storage.key} is cut")
         flat_values = np.frombuffer(storage_bytes, storage.dtype)[offset:]
-        byte_strides = [s * storage.dtype.itemsize for s in strides]
+        byte_strides = [stride * storage.dtype.itemsize for stride in strides]
+        # A copy, because views of one storage would share memory.
         return np.lib.stride_tricks.as_strided(flat_values, shape, byte_strides).copy()
 
     def _rebuild_parameter(self, tensor, *_ignored):

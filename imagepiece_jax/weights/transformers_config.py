@@ -44,14 +44,18 @@ class ModelType:
     defaults: dict[str, Any]  # of the configuration class
     resize: str  # how transformers' code interpolates positions
     processor_name: str  # image processor for a file without a processor name
-    make_arch: Callable[[JsonFields], Architecture]
+    make_architecture: Callable[[JsonFields], Architecture]
     # fields with the only supported values
     fixed_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     has_labels: bool = True  # False: id2label says nothing, and a head is a projection
     classifier_pool: str | None = None  # of a classifier; None: as without a classifier
 
 
-def _make_dinov2_arch(fields):
+def _make_vit_architecture(fields):
+    return Architecture(qkv_bias=fields["qkv_bias"])
+
+
+def _make_dinov2_architecture(fields):
     """Make the Architecture of DINOv2, with or without registers."""
     registers = fields.get("num_register_tokens", 0)
     return Architecture(
@@ -63,7 +67,7 @@ def _make_dinov2_arch(fields):
     )
 
 
-def _make_dinov3_arch(fields):
+def _make_dinov3_architecture(fields):
     """Make DINOv3's Architecture, with all biases, without the key's, or with none."""
     bias_flags = (fields["query_bias"], fields["key_bias"], fields["value_bias"])
     allowed_flags = [(True, True, True), (True, False, True), (False, False, False)]
@@ -102,20 +106,18 @@ _DINOV3_FIELDS = (
 )
 _DINOV3_BIASES = {"proj_bias": True, "mlp_bias": True}
 MODEL_TYPES = {
-    "vit": ModelType(
-        _VIT_FIELDS, "bicubic", "ViT", lambda f: Architecture(qkv_bias=f["qkv_bias"])
-    ),
+    "vit": ModelType(_VIT_FIELDS, "bicubic", "ViT", _make_vit_architecture),
     "deit": ModelType(
         _VIT_FIELDS,
         "bicubic",
         "DeiT",
-        lambda f: Architecture(qkv_bias=f["qkv_bias"], dist_token=True),
+        lambda fields: Architecture(qkv_bias=fields["qkv_bias"], dist_token=True),
     ),
     "dinov2": ModelType(
-        _DINOV2_FIELDS | {"patch_size": 14}, "bicubic", "Bit", _make_dinov2_arch
+        _DINOV2_FIELDS | {"patch_size": 14}, "bicubic", "Bit", _make_dinov2_architecture
     ),
     "dinov2_with_registers": ModelType(
-        _REGISTER_FIELDS, "antialias", "Bit", _make_dinov2_arch
+        _REGISTER_FIELDS, "antialias", "Bit", _make_dinov2_architecture
     ),
     "clip_vision_model": ModelType(
         _CLIP_FIELDS,
@@ -132,7 +134,11 @@ MODEL_TYPES = {
         classifier_pool="mean",
     ),
     "dinov3_vit": ModelType(
-        _DINOV3_FIELDS, "antialias", "DINOv3ViT", _make_dinov3_arch, _DINOV3_BIASES
+        _DINOV3_FIELDS,
+        "antialias",
+        "DINOv3ViT",
+        _make_dinov3_architecture,
+        _DINOV3_BIASES,
     ),
 }
 # Image-text models, of which only the vision tower is read: {type: vision type}.
@@ -167,19 +173,19 @@ PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def parse_transformers(
-    config_fields: JsonFields, normalization: Normalization, crop_fields: dict[str, Any]
+    config_fields: JsonFields, image_settings: tuple[Normalization, dict[str, Any]]
 ) -> dict[str, Any]:
     """Parse a config.json into fields of a Description.
 
-    normalization, crop_fields: from `parse_image_processor`
+    image_settings: from `parse_image_processor`
     """
+    normalization, preprocessing_fields = image_settings
     model_type = MODEL_TYPES[find_vision_type(config_fields)]
     vision_fields = _select_vision_fields(config_fields)
     _check_fixed_fields(UNQUANTIZED_FIELDS, config_fields)
     _check_fixed_fields(model_type.fixed_fields, vision_fields)
-    defaults = model_type.defaults
-    fields = defaults | {k: v for k, v in vision_fields.items() if k in defaults}
-    check_choice("num_channels", fields["num_channels"], [3])
+    settings = _complete_fields(vision_fields, model_type.defaults)
+    check_choice("num_channels", settings["num_channels"], [3])
     # transformers names a classifier in "architectures" only when it saves the model,
     # so other files may have a head without a name here.
     architectures = config_fields.get("architectures") or ()
@@ -193,59 +199,66 @@ def parse_transformers(
     if not model_type.has_labels and not is_classifier:
         problem_type = config.PROJECTION
     head_fields = {"num_classes": len(id2label), "problem_type": problem_type}
-    arch = _build_arch(model_type, fields, is_classifier)
-    if arch.pool == "map":
+    architecture = _build_architecture(model_type, settings, is_classifier)
+    if architecture.pool == "map":
         _check_fixed_fields({"vision_use_head": True}, vision_fields)
-    image_size = _read_square_side(fields["image_size"])
-    width = fields["hidden_size"]
-    hidden_width = fields.get("intermediate_size")
-    if hidden_width is None:
-        hidden_width = int(width * fields["mlp_ratio"])
-        if fields["use_swiglu_ffn"]:
+    image_size = _read_square_side(settings["image_size"])
+    width = settings["hidden_size"]
+    hidden_width = settings.get("intermediate_size")
+    if hidden_width is None:  # DINOv2's types
+        hidden_width = int(width * settings["mlp_ratio"])
+        if settings["use_swiglu_ffn"]:
             # transformers' Dinov2SwiGLUFFN: two thirds, rounded up to a multiple of 8
             hidden_width = (int(hidden_width * 2 / 3) + 7) // 8 * 8
     label_names = None
     if id2label:
         # None: a class without an entry
-        label_names = tuple(id2label.get(str(i)) for i in range(len(id2label)))
-        if label_names == tuple(f"LABEL_{i}" for i in range(len(id2label))):
+        labels = [*map(str, range(len(id2label)))]
+        label_names = [id2label.get(label) for label in labels]
+        if label_names == [f"LABEL_{label}" for label in labels]:
             label_names = None  # transformers' placeholders
         else:
-            label_names = class_names.shorten_imagenet_names(label_names)
+            label_names = tuple(class_names.shorten_imagenet_names(label_names) or ())
     vit_config = config.ViTConfig(
         embed_dim=width,
-        depth=fields["num_hidden_layers"],
-        num_heads=fields["num_attention_heads"],
-        patch_size=_read_square_side(fields["patch_size"]),
+        depth=settings["num_hidden_layers"],
+        num_heads=settings["num_attention_heads"],
+        patch_size=_read_square_side(settings["patch_size"]),
         mlp_ratio=hidden_width / width,
-        arch=arch,
+        arch=architecture,
         num_classes=0,
-        preprocessing=Preprocessing(image_size, **crop_fields),
+        preprocessing=Preprocessing(image_size, **preprocessing_fields),
         **vars(normalization),
     )
     if is_classifier:
         vit_config = dataclasses.replace(vit_config, **head_fields)
     return {
         "config": vit_config,
-        "class_names": label_names and tuple(label_names),
+        "class_names": label_names,
         "head_fields": head_fields,
     }
 
 
-def _build_arch(model_type, fields, is_classifier):
-    gelu_of_act = TRANSFORMERS_GELUS
-    if fields.get("use_gated_mlp"):
-        gelu_of_act = GATE_ACTIVATIONS
-    check_choice("hidden_act", fields["hidden_act"], gelu_of_act)
-    arch = dataclasses.replace(
-        model_type.make_arch(fields),
-        gelu=gelu_of_act[fields["hidden_act"]],
-        norm_eps=float(fields["layer_norm_eps"]),
+def _complete_fields(file_fields, defaults):
+    """Select the fields that have defaults, with the file's values."""
+    return {field: file_fields.get(field, defaults[field]) for field in defaults}
+
+
+def _build_architecture(model_type, settings, is_classifier):
+    """Make an Architecture from a file's settings, completed by defaults."""
+    gelu_of_activation = TRANSFORMERS_GELUS
+    if settings.get("use_gated_mlp"):
+        gelu_of_activation = GATE_ACTIVATIONS
+    check_choice("hidden_act", settings["hidden_act"], gelu_of_activation)
+    architecture = dataclasses.replace(
+        model_type.make_architecture(settings),
+        gelu=gelu_of_activation[settings["hidden_act"]],
+        norm_eps=float(settings["layer_norm_eps"]),
         resize=model_type.resize,
     )
     if is_classifier and model_type.classifier_pool:
-        arch = dataclasses.replace(arch, pool=model_type.classifier_pool)
-    return arch
+        return dataclasses.replace(architecture, pool=model_type.classifier_pool)
+    return architecture
 
 
 def _select_vision_fields(config_fields):
@@ -263,68 +276,71 @@ def _check_fixed_fields(fixed_fields, fields):
 
 
 def parse_image_processor(
-    processor_fields: JsonFields, model_type: str
+    image_processor_fields: JsonFields, model_type: str
 ) -> tuple[Normalization, dict[str, Any]]:
     """Parse a preprocessor_config.json: (normalization, fields of a Preprocessing).
 
     Missing fields have the image processor's defaults.
     """
-    processor_name = _find_processor_name(processor_fields, model_type)
+    processor_name = _find_processor_name(image_processor_fields, model_type)
     if processor_name == "CLIP":  # this field would change the size in CLIP's processor
-        _check_fixed_fields({"use_square_size": False}, processor_fields)
-    defaults = PROCESSOR_DEFAULTS[processor_name]
-    fields = defaults | {k: v for k, v in processor_fields.items() if k in defaults}
+        _check_fixed_fields({"use_square_size": False}, image_processor_fields)
+    settings = _complete_fields(
+        image_processor_fields, PROCESSOR_DEFAULTS[processor_name]
+    )
     for field in _SWITCHES:
-        check_choice(field, fields[field], [True, False, None])
-        fields[field] = bool(fields[field])
-    check_choice("do_rescale", fields["do_rescale"], [True])
-    check_choice("do_pad", fields["do_pad"], [False])
-    check_range("rescale_factor", fields["rescale_factor"], *RESCALE_RANGE)
-    if not fields["do_normalize"]:
-        fields |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
-    values = fields["image_mean"], fields["image_std"]  # a number is for all channels
-    mean, std = [(v,) * 3 if isinstance(v, int | float) else v for v in values]
-    return Normalization(mean, std), _make_crop_fields(fields, processor_name)
+        check_choice(field, settings[field], [True, False, None])
+        settings[field] = bool(settings[field])
+    check_choice("do_rescale", settings["do_rescale"], [True])
+    check_choice("do_pad", settings["do_pad"], [False])
+    check_range("rescale_factor", settings["rescale_factor"], *RESCALE_RANGE)
+    if not settings["do_normalize"]:
+        settings |= dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
+    for field in ("image_mean", "image_std"):
+        if isinstance(settings[field], int | float):  # a number is for all channels
+            settings[field] = (settings[field],) * 3
+    normalization = Normalization(settings["image_mean"], settings["image_std"])
+    return normalization, _make_preprocessing_fields(settings, processor_name)
 
 
-def _find_processor_name(processor_fields, model_type):
+def _find_processor_name(image_processor_fields, model_type):
     """Find the image processor of a file, one of PROCESSOR_DEFAULTS."""
     field = "image_processor_type"
-    if processor_fields.get(field) is None:
+    if image_processor_fields.get(field) is None:
         field = "feature_extractor_type"  # the field's name up to version 4.26
-    type_name = processor_fields.get(field)
+    type_name = image_processor_fields.get(field)
     if type_name is None:
         return MODEL_TYPES[model_type].processor_name
     processor_names = {f"{name}ImageProcessor": name for name in PROCESSOR_DEFAULTS}
-    new_name = re.sub("FeatureExtractor$", "ImageProcessor", str(type_name))
-    slow_name = re.sub("(Fast|Pil)$", "", new_name)
-    check_choice(field, slow_name, processor_names)
-    return processor_names[slow_name]
+    class_name = re.sub("FeatureExtractor$", "ImageProcessor", str(type_name))
+    class_name = re.sub("(Fast|Pil)$", "", class_name)  # other code, same defaults
+    check_choice(field, class_name, processor_names)
+    return processor_names[class_name]
 
 
-def _make_crop_fields(fields, processor_name):
-    """Translate an image processor's fields into fields of a Preprocessing."""
-    size = fields["size"]
-    has_crop = fields["do_center_crop"]
-    if not fields["do_resize"]:
+def _make_preprocessing_fields(settings, processor_name):
+    """Translate an image processor's settings into fields of a Preprocessing."""
+    size = settings["size"]
+    has_crop = settings["do_center_crop"]
+    if not settings["do_resize"]:
         if has_crop:
             raise InputError("do_center_crop is True, but do_resize is False")
         return {"resize": "none"}
-    resample = fields["resample"]
+    resample = settings["resample"]
     check_choice("resample", resample, INTERPOLATION_OF_RESAMPLE)
     interpolation = INTERPOLATION_OF_RESAMPLE[resample]
     if processor_name == "DINOv3ViT" and interpolation == "bicubic":
         # DINOv3's image processor then makes pixels below 0 and above 1.
         raise InputError(f"resample is {resample}, bicubic, unsupported for DINOv3")
-    side, is_squashed = _read_resized_side(size, fields["default_to_square"])
-    crop_size = fields["crop_size"]
+    side, is_squashed = _read_resized_side(size, settings["default_to_square"])
+    crop_size = settings["crop_size"]
     # whether all images get one size
     has_same_size = crop_size is not None if has_crop else is_squashed
     crop_share = 1.0
     if has_crop and has_same_size:
         crop_side = _read_square_side(crop_size)
         crop_share = crop_side / side
-        # int(crop_side / crop_share) must be `side` again.
+        # int(crop_side / crop_share), the resized side, must be `side` again.
         if int(crop_side / crop_share) != side:
             crop_share = math.nextafter(crop_share, 0)
     if not has_same_size or crop_share > 1:

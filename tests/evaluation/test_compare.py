@@ -62,7 +62,9 @@ def test_p_is_shown_below_005():
 def test_default_rows_are_two_costs_and_the_dense_model_is_one_row():
     measured = MeasuredWeights(tiny_vit.pretrained(), tiny_paper.images())
     reductions = {row.name: row.reduction for row in compare.make_rows(measured)}
-    costs = {text: measured.vit.with_reduction(text).reduction for text in reductions}
+    costs = {
+        text: measured.pretrained.with_reduction(text).reduction for text in reductions
+    }
     assert reductions == costs and [*costs] == ["0.6", "0.5"]
     with refused("none is dense again"):
         compare.make_rows(measured, ["none"])

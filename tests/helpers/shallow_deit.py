@@ -8,15 +8,13 @@ from imagepiece_jax.weights import tensor_files
 
 def deit_ti(monkeypatch, depth):
     """Let DeiT-Ti have only its first `depth` blocks, also when its file is read."""
-    extract = tensor_files.extract_state_dict
+    select = tensor_files.select_model_tensors
     is_kept = re.compile(rf"(?!blocks\.)|blocks\.[0-{depth - 1}]\.").match
 
-    def first_blocks(content):
-        return {
-            name: array for name, array in extract(content).items() if is_kept(name)
-        }
+    def first_blocks(*args):
+        return {name: array for name, array in select(*args).items() if is_kept(name)}
 
-    monkeypatch.setattr(tensor_files, "extract_state_dict", first_blocks)
+    monkeypatch.setattr(tensor_files, "select_model_tensors", first_blocks)
     row = registry.public_models()["deit_tiny_patch16_224"]
     monkeypatch.setitem(row, "depth", depth)
     # The unpatched function has no cache, so no depth is remembered.

@@ -115,7 +115,7 @@ def compile_recoveries_once(patch):
         owner = getattr(fn, "__self__", None)
         if type(owner) is recovery_step.StudentFit:
             key = owner.model, dataclasses.replace(owner.recipe, steps=1)
-            dense = owner.vit.with_reduction(None).model
+            dense = owner.student.with_reduction(None).model
         elif type(owner) is recovery_step.DenseTeacher:
             key = ()
             dense = owner.model
