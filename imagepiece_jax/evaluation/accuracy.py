@@ -105,7 +105,7 @@ def make_eval_step(
     A device's batch has image uint8 [m, S, S, 3], and label, mask and index (in the
     set) [m].
 
-    seed: for reducers with random numbers, which are equal in every pass
+    seed: for reducers with random numbers, which are those of step 0 in every pass
     measure_outputs: (outputs, batch) -> further per-image arrays by name; outputs then
         include tokens
     alter_images: (images, batch, model) -> the normalized images for the model

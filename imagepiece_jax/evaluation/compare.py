@@ -106,11 +106,12 @@ def compare(
         own_names = (TABLE_FILE_NAME, PLOT_FILE_NAME, result_cache.POINTS_FILE_NAME)
         check_own_files("out", out, "a comparison", lambda file: file.name in own_names)
         extras.check_installed("the plot of a comparison", "matplotlib")
-    vit = vit.with_default_execution(None)
+    vit = vit.with_default_execution(None)  # with its own dtype
     images = open_labeled_images(vit, data, need_labels=False, **options)
     weights = MeasuredWeights(vit, images)
     if not (vit.config.head.is_single_label and images.source.num_classes):
         compare_outputs.check_image_count(len(images.source))
+        # With a reference, fidelity to it is measured, and not accuracy.
         weights = dataclasses.replace(weights, reference=weights)
     rows = make_rows(weights, reductions, image_sizes)  # before files are made
     if out is None:
@@ -218,7 +219,7 @@ def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWei
         # A reduction's counts fit one image size; a dense model takes any.
         pretrained=pretrained.with_reduction(None).at_size(side),
         smaller_side=side,
-        compiled_steps={},
+        compiled_steps={},  # these steps also shrink images
         name=f"images of {side} pixels a side",
     )
 
@@ -241,7 +242,7 @@ def format_page(report: Report) -> str:
         f"![{metric_name} by MACs]({PLOT_FILE_NAME})",
     ]
     if report.comparisons:
-        sections.insert(3, COMPARISONS_NOTE)
+        sections.insert(3, COMPARISONS_NOTE)  # above the plot
     return "\n\n".join(sections) + "\n"
 
 
@@ -297,7 +298,7 @@ def paint_plot(path: str | os.PathLike, report: Report) -> None:
         axis_label = f"{compare_outputs.FIDELITY_COLUMNS[metric]} (95 %)"
         dense_level = dense_record["fidelity"][metric][0]  # of value, low, high
     curves = {}
-    for row in report.rows[1:]:
+    for row in report.rows[1:]:  # without the dense model
         # Shuffled outputs agree by chance, far below: they would stretch the axis.
         if row.weights.control == compare_outputs.SHUFFLED_CONTROL:
             continue

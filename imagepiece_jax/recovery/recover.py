@@ -92,8 +92,8 @@ def recover(
     dense_vit = vit.with_reduction(None)
     students = list_students(vit)
     # Images are checked before anything is compiled.
-    variants = [student.recovered_variant for student in students]
-    learned_digests = "".join(variant.learned for variant in variants if variant)
+    earlier_variants = filter(None, [student.recovered_variant for student in students])
+    learned_digests = "".join(variant.learned for variant in earlier_variants)
     image_split = split_images(as_source(images), batch_size, learned_digests)
     batches = recovery_images.read_image_batches(
         image_split.held_out, vit.preprocessing, batch_size
@@ -219,7 +219,7 @@ class StudentTraining:
             self.off_the_shelf_metrics = self.measure_runs(is_dense=True)
         # The step has learning rate 0, and `StudentFit.reset_state` resets its moments.
         for batch in self.make_crops(1).read_batches():
-            # [devices, 1, m, H, W, 3]: a recovery's step has one micro-batch.
+            # [:, 0]: a recovery's step has one micro-batch.
             self.fit.train_step(batch["image"][:, 0], 0.0).block_until_ready()
 
     def train_student(self, progress: ProgressBar, earlier_progress: int) -> None:
@@ -259,7 +259,8 @@ class StudentTraining:
                 share = min(1.0, self.finished_share(ahead=0.5))
                 warm_up = min(1.0, share / WARM_UP_SHARE)
                 lr = self.lr * (warm_up * math.cos(math.pi / 2 * share) ** 2)
-                # Waiting for the loss gives true step times and a prompt Ctrl-C.
+                # Waiting for the loss gives true step times and a prompt Ctrl-C. A
+                # recovery's step has one micro-batch, [:, 0] of the batch.
                 loss = np.asarray(self.fit.train_step(batch["image"][:, 0], lr))
                 self.steps_done += 1
                 if self.is_timed:
@@ -268,6 +269,7 @@ class StudentTraining:
                 progress.update(earlier_progress + int(self.spent_budget) - progress.n)
                 if not np.isfinite(loss).all():
                     return False
+                # Another step would end too late.
                 is_over = self.is_timed and self.finished_share(ahead=1) > 1
                 if self.stop_signals or is_over:
                     break

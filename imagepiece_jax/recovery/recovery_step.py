@@ -225,7 +225,7 @@ def trained_part(params: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     # devices exist for trained parameters only.
     if kind == "all":
         return params
-    is_norm = "scale" in params
+    is_norm = "scale" in params  # no other layer has one
     trained_params: dict[str, Any] = {}
     for name, subtree in params.items():
         is_bias_or_factor = name in ("bias", "gamma")
@@ -239,7 +239,7 @@ def trained_part(params: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 
 
 def with_trained(params: Mapping[str, Any], trained_params: Any) -> Mapping[str, Any]:
-    """Put the parameters of a `trained_part` back into `params`."""
+    """Put the parameters of a `trained_part`, None if frozen, back into `params`."""
     if trained_params is None:
         return params
     if not isinstance(params, Mapping):

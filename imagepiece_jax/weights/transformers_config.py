@@ -267,7 +267,9 @@ def _select_vision_fields(config_fields):
         return config_fields
     # Before version 4.30, vision_config_dict takes precedence over vision_config.
     fields = config_fields.get("vision_config_dict")
-    return config_fields.get("vision_config") or {} if fields is None else fields
+    if fields is None:
+        fields = config_fields.get("vision_config") or {}  # {}: all defaults
+    return fields
 
 
 def _check_fixed_fields(fixed_fields, fields):
@@ -368,6 +370,7 @@ def find_vision_type(config_fields: JsonFields) -> str:
 
 def _read_resized_side(size, default_to_square):
     """Read a processor's size: (pixels, whether both sides are resized to them)."""
+    # A number alone may be the shortest edge's.
     if not isinstance(size, Mapping):
         return _read_square_side(size), default_to_square or not isinstance(size, int)
     sides = {name: value for name, value in size.items() if value is not None}

@@ -57,12 +57,9 @@ def batch_of(rows, labels, mask=None):
     images = np.zeros((1, len(rows), 2, 2, 3), np.uint8)
     images[0, :, 0, 0, 0] = rows
     mask = np.ones(len(rows)) if mask is None else mask
-    return {
-        "image": images,
-        "label": np.asarray([labels], np.int32),
-        "mask": np.asarray([mask], np.float32),
-        "index": np.zeros((1, len(rows)), np.int32),
-    }
+    labels = np.asarray([labels], np.int32)
+    batch = {"image": images, "label": labels, "mask": np.asarray([mask], np.float32)}
+    return batch | {"index": np.zeros_like(labels)}
 
 
 @functools.cache

@@ -5,26 +5,11 @@ from PIL import Image
 from imagepiece_jax.common import statistics
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.evaluation import compare, result_cache
-from imagepiece_jax.evaluation.result_cache import (
-    MeasuredWeights,
-    ResultCache,
-    decode_bits,
-    encode_bits,
-)
+from imagepiece_jax.evaluation.result_cache import MeasuredWeights, ResultCache
 from imagepiece_jax.inference import compare_outputs
-from imagepiece_jax.models.config import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    MULTI_LABEL,
-    REGRESSION,
-)
+from imagepiece_jax.models.config import MULTI_LABEL, REGRESSION
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
-from tests.helpers import (
-    made_up_recoveries,
-    small_photographs,
-    tiny_paper,
-    tiny_vit,
-)
+from tests.helpers import made_up_recoveries, small_photographs, tiny_paper, tiny_vit
 from tests.helpers.refused_calls import refused
 
 pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
@@ -38,7 +23,10 @@ def test_comparisons_equal_slow_counts():
     metrics = {}
     for name, share in shares.items():
         is_right[name] = rng.uniform(size=300) < share
-        metrics[name] = {"right": encode_bits(is_right[name]), "images": 300}
+        metrics[name] = {
+            "right": result_cache.encode_bits(is_right[name]),
+            "images": 300,
+        }
     comparisons = compare.compare_pairs(metrics, ["small"])
     pairs = [("a", "dense"), ("a", "small"), ("b", "dense"), ("b", "small")]
     assert [*comparisons] == [*pairs, ("small", "dense")]
@@ -78,9 +66,8 @@ def on_digits(tmp_path):
 
 def test_a_recovered_model_is_compared_with_the_dense_one(tmp_path, on_digits):
     public = tiny_paper.pretrained(tmp_path, depth=2)
-    recovered = on_digits(
-        made_up_recoveries.recovered(public, reductions=("tome:r=16",))
-    )
+    better = made_up_recoveries.recovered(public, reductions=("tome:r=16",))
+    recovered = on_digits(better)
     rows = compare.make_rows(recovered, ["tome:r=16", "tome:r=1"])
     report = compare.measure_rows(recovered, rows, recovered.cache)
     dense = on_digits(public).measure_reduction(DENSE_REDUCTION)
@@ -99,7 +86,7 @@ def test_smaller_images_use_the_dense_weights(tmp_path, on_digits):
     batches = list(measured.images.read_batches())
     pixels = np.concatenate([batch["image"][0] for batch in batches])
     labels = np.concatenate([batch["label"][0] for batch in batches])
-    images = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
+    images = normalize(pixels, weights.config.mean, weights.config.std)
     resized = compare.use_smaller_images(measured, size)
     altered = result_cache.shrink_images(resized.smaller_side, images)
     channel = Image.fromarray(np.asarray(images[3, :, :, 1], np.float32))
@@ -108,7 +95,9 @@ def test_smaller_images_use_the_dense_weights(tmp_path, on_digits):
     np.testing.assert_allclose(altered[3, :, :, 1], np.asarray(expected), atol=1e-5)
     smaller = weights.with_reduction(None).at_size(size)
     logits = tiny_vit.logits(smaller.model)(smaller.variables, altered)
-    right = decode_bits(resized.measure_reduction(DENSE_REDUCTION)["right"], 24)
+    right = result_cache.decode_bits(
+        resized.measure_reduction(DENSE_REDUCTION)["right"], 24
+    )
     assert right.tolist() == (logits.argmax(axis=1) == labels).tolist()
 
 
@@ -133,9 +122,8 @@ def test_without_labels_outputs_are_compared(tmp_path, classes):
     outputs["dense, images shuffled"] = outputs["dense"][order]
     assert {*report.figures} == {*outputs, "image_size=16"}
     for name, row_outputs in outputs.items():
-        expected = compare_outputs.measure_fidelity(
-            row_outputs, outputs["dense"], bool(classes)
-        )
+        pair = row_outputs, outputs["dense"]
+        expected = compare_outputs.measure_fidelity(*pair, bool(classes))
         actual = report.figures[name]["fidelity"]
         for figure, value in expected.items():
             atol = 1 if figure == "neighbors_kept" else 1e-5  # near ties
@@ -154,21 +142,18 @@ def test_accuracy_needs_classes_and_labels():
     assert "cosine" in str(report) and not report.comparisons
 
 
-@pytest.mark.parametrize(
-    "problem_type, classes, expected",
-    [
-        (MULTI_LABEL, 3, {"first_class", "neighbors_kept"}),
-        (MULTI_LABEL, 1, {"first_class"}),
-        (REGRESSION, 3, {"difference"}),
-    ],
-)
+FIGURES = [(MULTI_LABEL, 3, {"first_class", "neighbors_kept"})]
+FIGURES += [(MULTI_LABEL, 1, {"first_class"}), (REGRESSION, 3, {"difference"})]
+
+
+@pytest.mark.parametrize("problem_type, classes, figures", FIGURES)
 def test_outputs_other_than_one_class_are_compared(
-    tmp_path, problem_type, classes, expected
+    tmp_path, problem_type, classes, figures
 ):
     """The ten classes of digits do not fit these outputs."""
     vit = tiny_vit.pretrained(num_classes=classes, image_size=16, depth=1)
     vit = tiny_vit.with_problem_type(vit, problem_type)
     options = {"reductions": ["tome:r=2"], "workers": 0, "limit": 14}
     report = compare.compare(vit, "digits", out=tmp_path / "out", **options)
-    assert {*report.figures["tome:r=2"]["fidelity"]} == expected
+    assert {*report.figures["tome:r=2"]["fidelity"]} == figures
     assert (tmp_path / "out" / "compare.png").exists()

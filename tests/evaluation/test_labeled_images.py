@@ -9,13 +9,16 @@ from imagepiece_jax.evaluation.labeled_images import open_labeled_images
 from imagepiece_jax.models.config import Head
 from tests.helpers.picture_files import write_csv, write_plain
 
-VIT = types.SimpleNamespace(
-    config=types.SimpleNamespace(
-        num_classes=10, head=Head(10), preprocessing=Preprocessing(16)
-    ),
-    origin=types.SimpleNamespace(title="w.npz", run=None),
-    class_names=tuple("0123456789"),
-)
+
+def model_of(num_classes, class_names=None):
+    config = types.SimpleNamespace(num_classes=num_classes, head=Head(num_classes))
+    config.preprocessing = Preprocessing(16)
+    origin = types.SimpleNamespace(title="w.npz", run=None)
+    return types.SimpleNamespace(config=config, origin=origin, class_names=class_names)
+
+
+VIT = model_of(10, tuple("0123456789"))
+ENCODER = model_of(0)
 
 
 @pytest.mark.parametrize("labels, is_noted", [((1, 2), True), ((1, 0), False)])
@@ -24,12 +27,6 @@ def test_labels_that_may_count_from_one_are_noted(tmp_path, capsys, labels, is_n
     source = open_labeled_images(VIT, data, limit=1).source
     assert len(source) == 1
     assert ("labels count from 0" in capsys.readouterr().out) == is_noted
-
-
-ENCODER = types.SimpleNamespace(**vars(VIT))
-ENCODER.config = types.SimpleNamespace(
-    **vars(VIT.config) | {"num_classes": 0, "head": Head(0)}
-)
 
 
 @pytest.mark.parametrize("vit", [ENCODER, VIT])

@@ -13,19 +13,16 @@ from tests.helpers import (
     forked_processes,
     made_up_recoveries,
     oracles,
+    recovery_trials,
     small_runs,
     tiny_vit,
 )
 from tests.helpers.recovery_trials import (
-    DROPPING,
-    MERGING,
     held_out_logits,
     interrupt_step,
     noise,
-    record_progress,
     reduced_model,
     run_recovery,
-    slow_down,
 )
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
@@ -69,12 +66,10 @@ def test_the_interval_counts_runs_of_neighbors(vit, monkeypatch):
     monkeypatch.setattr(recovery_images, "HELD_OUT_RUNS", 4)
     recovered = run_recovery(vit)
     (report,) = recovered.recovery.variants
-    dense = held_out_logits(vit.with_reduction(None), runs=4)
-    distances = [
-        oracles.kl(dense, held_out_logits(model, runs=4)).reshape(4, 4)
-        for model in (recovered, vit)
-    ]
-    change = statistics.mean_difference(*[row.mean(1) for row in distances])
+    models = (vit.with_reduction(None), recovered, vit)
+    dense, *logits = [held_out_logits(model, runs=4) for model in models]
+    run_means = [oracles.kl(dense, row).reshape(4, 4).mean(1) for row in logits]
+    change = statistics.mean_difference(*run_means)
     assert report.interval == pytest.approx(change[1:], abs=1e-4 * report.before)
 
 
@@ -118,7 +113,7 @@ def test_a_recovered_model_learns_a_new_cost_and_its_own_again(vit, better):
     second = run_recovery(better.with_reduction(merging), steps=24)
     alone = run_recovery(vit.with_reduction(merging), steps=24)
     chex.assert_trees_all_equal(second.variables, alone.variables)
-    first = second.with_reduction(DROPPING)
+    first = second.with_reduction(recovery_trials.DROPPING)
     chex.assert_trees_all_equal(first.variables, better.variables)
     third = run_recovery(first, steps=24)
     assert second.recovery.variants[0] in third.recovery.variants
@@ -159,9 +154,8 @@ def test_a_dense_model_learns_three_costs(public):
 def test_a_model_without_a_class_token_learns_by_its_patches():
     """Images that are not square are cropped to the model's shape."""
     fields = {"class_token": False, "pool": "mean", "num_classes": 0}
-    vit = reduced_model(MERGING, image_size=(16, 24), **fields).with_preprocessing(
-        crop=0.875
-    )
+    vit = reduced_model(recovery_trials.MERGING, image_size=(16, 24), **fields)
+    vit = vit.with_preprocessing(crop=0.875)
     (report,) = run_recovery(vit, noise(side=40), steps=24).recovery.variants
     assert report.measure == "change" and report.changed
 
@@ -214,10 +208,7 @@ def test_the_rate_rises_shortly_and_falls_to_0(vit, monkeypatch):
 
 
 def test_diverging_training_restarts(vit, monkeypatch, caplog):
-    """At a quarter of the rate, with one warning.
-
-    The first attempt's third loss is NaN. The second attempt is far off after a tenth.
-    """
+    """The first attempt's third loss is NaN; the second is far off after a tenth."""
     taken = interrupt_step(monkeypatch, step=0)
     train_step = recovery_step.StudentFit.train_step
     measure = recovery_step.StudentFit.measure_held_out
@@ -283,9 +274,9 @@ def test_costs_share_the_minutes_and_progress_is_in_seconds(public, monkeypatch)
     taken = interrupt_step(monkeypatch, step=0)
     clock = [0.0]
     monkeypatch.setattr(recover.time, "monotonic", lambda: clock[0])
-    slow_down(monkeypatch, clock, "train_step", 5.0, first=200.0)
-    slow_down(monkeypatch, clock, "measure_held_out", 200.0)
-    shown = record_progress(monkeypatch)
+    recovery_trials.slow_down(monkeypatch, clock, "train_step", 5.0, first=200.0)
+    recovery_trials.slow_down(monkeypatch, clock, "measure_held_out", 200.0)
+    shown = recovery_trials.record_progress(monkeypatch)
     recovered = run_recovery(public, steps=None, minutes=3.0)
     variants = recovered.recovery.variants
     assert [variant.steps for variant in variants] == [12, 12, 12]

@@ -1,5 +1,6 @@
 """A recovery's loss for every kind of model, against a slow one in float64."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -58,12 +59,8 @@ def model_values(vit, images):
         for slot_map in slot_maps:
             slots = oracles.compose(slot_map[row], slots)
         slots_of_images.append(slots)
-    return {
-        "logits": np.float64(logits),
-        "blocks": [np.float64(x) for x in blocks],
-        "patches": np.float64(tokens[:, arch.prefix :]),
-        "slots": slots_of_images,
-    }
+    values = {"logits": logits, "blocks": blocks, "patches": tokens[:, arch.prefix :]}
+    return jax.tree.map(np.float64, values) | {"slots": slots_of_images}
 
 
 def slow_distance(outputs, ours, theirs):
@@ -105,9 +102,8 @@ def test_loss_and_metrics_equal_the_oracle(name):
     outputs = MODELS[name][-1]
     images = tiny_vit.images(2, side=vit.image_size)
     teacher = recovery_step.DenseTeacher(vit.with_reduction(None))
-    fit = recovery_step.StudentFit(
-        vit, recovery_step.RecoveryRecipe(batch_size=2), teacher
-    )
+    recipe = recovery_step.RecoveryRecipe(batch_size=2)
+    fit = recovery_step.StudentFit(vit, recipe, teacher)
     assert fit.comparison.output_kind == outputs
 
     def step(trained, variables, images):

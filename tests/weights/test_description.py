@@ -3,54 +3,51 @@ import pytest
 from imagepiece_jax.data import class_names
 from imagepiece_jax.weights.description import parse_config
 from imagepiece_jax.weights.open_clip_config import parse_open_clip
-from tests.helpers.config_files import (
-    CLASSIFIER_CONFIG,
-    DISTILLED_NAME,
-    GATED_NAME,
-    SQUARE_IMAGES,
-    VIT_CONFIG,
-    timm_file,
-)
+from tests.helpers import config_files
+from tests.helpers.config_files import SQUARE_IMAGES, VIT_CONFIG, timm_file
 from tests.helpers.refused_calls import refused
 
+CLASSIFIER = config_files.CLASSIFIER_CONFIG
+GATED = config_files.GATED_NAME
+DISTILLED = config_files.DISTILLED_NAME
 SYNSETS, LEMMAS = zip(*class_names.imagenet_rows(), strict=True)
 
 
+ON_THE_HUB = [*LEMMAS[:517], "crane2", *LEMMAS[518:]]
+CHANGED = [*LEMMAS[:388], "my cat", *LEMMAS[389:]]
+
+
 @pytest.mark.parametrize(
-    "names, is_imagenet",
-    [
-        (SYNSETS, True),
-        ([*LEMMAS[:517], "crane2", *LEMMAS[518:]], True),  # as on the hub
-        ([*LEMMAS[:388], "my cat", *LEMMAS[389:]], False),
-    ],
+    "names, is_imagenet", [(SYNSETS, True), (ON_THE_HUB, True), (CHANGED, False)]
 )
 def test_imagenets_label_maps_get_short_names(names, is_imagenet):
     """In both libraries' forms. With one changed class the file's names stay."""
     expected = class_names.imagenet_names() if is_imagenet else tuple(names)
     labels = {"id2label": {str(i): name for i, name in enumerate(names)}}
-    described = parse_config(CLASSIFIER_CONFIG | labels, SQUARE_IMAGES)
+    described = parse_config(CLASSIFIER | labels, SQUARE_IMAGES)
     assert described.class_names == expected
     config = timm_file(num_classes=1000, label_names=names)
     assert parse_config(config, {}).class_names == expected
 
 
+def parse_vision(preprocess_cfg=None, **vision):
+    file = {"model_cfg": {"embed_dim": 5, "vision_cfg": vision}}
+    config = parse_open_clip(file | {"preprocess_cfg": preprocess_cfg})
+    assert (config.num_classes, config.problem_type) == (5, "projection")
+    return config
+
+
 def test_open_clips_head_width_gives_the_number_of_heads():
-    vision = {"layers": 1, "width": 160, "head_width": 80}
-    config = parse_open_clip({"model_cfg": {"embed_dim": 5, "vision_cfg": vision}})
-    assert config.num_heads == 2
-    assert config.problem_type == "projection"
+    assert parse_vision(layers=1, width=160, head_width=80).num_heads == 2
 
 
 @pytest.mark.parametrize("proj", [None, ""])
 @pytest.mark.parametrize("size", [32, [32, 48]])
 def test_open_clips_trunk_has_a_projection(proj, size):
     """OpenCLIP resizes to a rectangle by bicubic interpolation alone."""
-    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": proj}
-    vision |= {"timm_pool": "token", "image_size": size}
+    trunk = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token"}
     images = {"resize_mode": "shortest", "interpolation": "bilinear"}
-    file = {"model_cfg": {"embed_dim": 5, "vision_cfg": vision}}
-    config = parse_open_clip(file | {"preprocess_cfg": images})
-    assert (config.num_classes, config.problem_type) == (5, "projection")
+    config = parse_vision(images, timm_proj=proj, image_size=size, **trunk)
     interpolation = config.preprocessing.interpolation
     assert interpolation == ("bilinear" if size == 32 else "bicubic")
 
@@ -76,7 +73,11 @@ def with_arguments(name="vit_small_patch14_reg4_dinov2", **arguments):
         # beyond all floats
         (VIT_CONFIG | {"layer_norm_eps": 10**309}, {}, "it has an unknown field: int"),
         ({"model_type": "resnet"}, {}, "model_type"),
-        (CLASSIFIER_CONFIG | {"problem_type": "multi"}, {}, "problem_type"),
+        (
+            CLASSIFIER | {"problem_type": "multi"},
+            {},
+            "problem_type",
+        ),
         (VIT_CONFIG | QUANTIZED, {}, "quantization_config"),
         (SIGLIP | {"vision_use_head": False}, {}, "vision_use_head"),
         (DINOV3 | {"value_bias": False}, {}, BIASES),
@@ -98,8 +99,16 @@ def with_arguments(name="vit_small_patch14_reg4_dinov2", **arguments):
         (with_arguments(act_layer="relu"), {}, "model_args.act_layer"),
         (with_arguments("vit_small_patch16_dinov3", reg_tokens=1), {}, "model_args"),
         (with_arguments(global_pool="max"), {}, "model_args.global_pool"),
-        (with_arguments(GATED_NAME, act_layer="gelu"), {}, "model_args.act_layer"),
-        (with_arguments(DISTILLED_NAME, fc_norm=True), {}, "model_args.fc_norm"),
+        (
+            with_arguments(GATED, act_layer="gelu"),
+            {},
+            "model_args.act_layer",
+        ),
+        (
+            with_arguments(DISTILLED, fc_norm=True),
+            {},
+            "model_args.fc_norm",
+        ),
     ],
 )
 def test_an_unsupported_field_is_named(config, processor, field):
@@ -111,6 +120,5 @@ def test_an_unsupported_field_is_named(config, processor, field):
 
 @pytest.mark.parametrize("field", ["act_kwargs", "norm_kwargs"])
 def test_unsupported_options_of_open_clip_are_named(field):
-    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {field: {"inplace": True}}}}
     with refused(f"vision_cfg.{field} is ['inplace']"):
-        parse_open_clip(config)
+        parse_vision(**{field: {"inplace": True}})

@@ -18,7 +18,7 @@ from imagepiece_jax.models.variables import draw_variables, variable_shapes
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 from imagepiece_jax.training.cluster.checkpoint import Checkpoints
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.weights.folder_files import RUN_FORMAT as RUN_FORMAT
+from imagepiece_jax.weights.folder_files import RUN_FORMAT
 from tests.helpers import named_models, small_runs, tiny_vit
 from tests.helpers.refused_calls import refused, warns_untrained
 
@@ -27,32 +27,15 @@ STD = (0.25, 0.5, 0.75)
 NAMES = [f"class {i}" for i in range(tiny_vit.CLASSES)]
 SIZE = {"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 1}
 # timm's form, for a model under none of its names.
-TIMM = {
-    "architecture": "vit_base_patch16_224",
-    "num_classes": tiny_vit.CLASSES,
-    "label_names": NAMES,
-    "model_args": {**SIZE},
-    "pretrained_cfg": {
-        "tag": None,
-        "input_size": [3, tiny_vit.SIDE, tiny_vit.SIDE],
-        "mean": HALF,
-        "std": STD,
-        "crop_pct": 0.9,
-        "interpolation": "bilinear",
-    },
-}
+IMAGES = {"input_size": [3, tiny_vit.SIDE, tiny_vit.SIDE], "mean": HALF, "std": STD}
+IMAGES |= {"tag": None, "crop_pct": 0.9, "interpolation": "bilinear"}
+TIMM = {"architecture": "vit_base_patch16_224", "num_classes": tiny_vit.CLASSES}
+TIMM |= {"label_names": NAMES, "model_args": {**SIZE}, "pretrained_cfg": IMAGES}
 # transformers' form of the same model; epsilon and interpolation differ.
-HF = {
-    "model_type": "vit",
-    "architectures": ["ViTForImageClassification"],
-    "hidden_size": 64,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 1,
-    "patch_size": 4,
-    "image_size": tiny_vit.SIDE,
-    "id2label": {str(i): name for i, name in enumerate(NAMES)},
-}
+HF = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
+HF |= {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2}
+HF |= {"num_attention_heads": 1, "patch_size": 4, "image_size": tiny_vit.SIDE}
+HF["id2label"] = {str(i): name for i, name in enumerate(NAMES)}
 PROCESSOR = {"image_mean": HALF, "image_std": STD, "size": tiny_vit.SIDE}
 SIZE |= {"image_size": tiny_vit.SIDE, "num_classes": tiny_vit.CLASSES}
 CONFIG = named_models.config("vit_mini", **SIZE)
@@ -84,12 +67,10 @@ def saved(tmp_path_factory, file):
 
 def run_folder(path, **fields):
     """The folder of a run of the quickstart, without its weights."""
-    path.mkdir(exist_ok=True)
-    config = small_runs.quickstart_config(
-        {"model.mean": IMAGENET_MEAN, "model.std": IMAGENET_STD}, fields
-    )
-    fields = {"format": RUN_FORMAT, **config.to_dict()}
-    (path / "config.json").write_text(json.dumps(fields))
+    pixels = {"model.mean": IMAGENET_MEAN, "model.std": IMAGENET_STD}
+    config = small_runs.quickstart_config(pixels, fields)
+    file_fields = {"format": RUN_FORMAT, **config.to_dict()}
+    (path / "config.json").write_text(json.dumps(file_fields))
     return path
 
 
@@ -122,8 +103,7 @@ def test_a_given_config_has_tensors_sizes(saved, file, variables, tmp_path):
     """Also in a folder whose config.json describes another model."""
     folder = shutil.copytree(saved, tmp_path / "m")
     timm_model = {"architecture": "vit_tiny_patch16_224", "num_classes": 3}
-    images = {"input_size": [3, 8, 8], "mean": HALF, "std": HALF}
-    timm_model["pretrained_cfg"] = images
+    timm_model["pretrained_cfg"] = {"input_size": [3, 8, 8], "mean": HALF, "std": HALF}
     (folder / "config.json").write_text(json.dumps(timm_model))
     with refused(folder, "num_classes is 3", "7"):
         imagepiece_jax.load(folder)
@@ -151,10 +131,8 @@ def test_positions_with_and_without_the_prefix(tmp_path, included, side):
 
 def test_a_folders_damaged_config_is_named(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    for content, problem in (
-        (b"\xff", "not JSON"),
-        (b'{"peft_type": "LORA"}', "describes no run and no model"),
-    ):
+    other = b'{"peft_type": "LORA"}'
+    for content, problem in ((b"\xff", "not JSON"), (other, "describes no run and")):
         (tmp_path / "config.json").write_bytes(content)
         with refused(tmp_path, "config.json", problem):
             imagepiece_jax.load(tmp_path)
@@ -176,8 +154,7 @@ def test_a_named_config_file_is_read(saved, tmp_path):
 
 def save_run(folder, **fields):
     """Write a run with random weights, and return its model and variables."""
-    run_folder(folder, **fields)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((run_folder(folder, **fields) / "config.json").read_text())
     model = RunConfig.from_config(config).create_model()
     variables = tiny_vit.variables(model)
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
@@ -255,18 +232,16 @@ def test_a_run_loads_its_trained_reduction(tmp_path):
     assert name_use(weighted, given) == "off-the-shelf"
 
 
-# Published folders
-
-
-def write_folder(path, file, config, **files):
-    for name, content in {"config": config, **files}.items():
+def write_folder(path, file, **files):
+    """A published folder: weights and JSON files."""
+    for name, content in files.items():
         (path / f"{name}.json").write_text(json.dumps(content))
     shutil.copy(file, path)
     return path
 
 
 def test_timms_folder_loads_its_config(tmp_path, file, variables):
-    path = write_folder(tmp_path, file, TIMM)
+    path = write_folder(tmp_path, file, config=TIMM)
     vit = imagepiece_jax.load(path)
     named = dataclasses.replace(PUBLISHED, name=TIMM["architecture"])
     assert vit.config == named.with_preprocessing(crop=0.9, interpolation="bilinear")
@@ -281,32 +256,26 @@ def test_timms_folder_loads_its_config(tmp_path, file, variables):
 
 
 def test_transformers_folder_loads_its_config(tmp_path, file):
-    path = write_folder(tmp_path, file, HF, preprocessor_config=PROCESSOR)
+    path = write_folder(tmp_path, file, config=HF, preprocessor_config=PROCESSOR)
     vit = imagepiece_jax.load(path)
-    arch = vit.config.arch
-    assert (arch.norm_eps, arch.resize) == (1e-12, "bicubic")
     assert vit.class_names == tuple(NAMES)
     images = vit.preprocessing
     assert (images.crop_mode, images.interpolation) == ("squash", "bilinear")
-    # Nothing else differs from timm's form.
-    plain = vit.config.with_arch(norm_eps=1e-6, resize="antialias")
-    fields = {"preprocessing": PUBLISHED.preprocessing, "name": PUBLISHED.name}
-    assert dataclasses.replace(plain, **fields) == PUBLISHED
+    expected = PUBLISHED.with_arch(norm_eps=1e-12, resize="bicubic")
+    assert vit.config == dataclasses.replace(expected, name=None, preprocessing=images)
 
 
 def test_only_a_public_classifiers_classes_have_names():
-    names = registry.published_class_names("deit_tiny_patch16_224", 1000)
-    assert names == class_names.imagenet_names()
-    for name, classes in (
-        ("vit_small_patch16_224.augreg_in21k", 1000),
-        ("deit_tiny_patch16_224.fb_in1k", 10),
-        (None, 1000),
-    ):
-        assert registry.published_class_names(name, classes) is None
+    deit = "deit_tiny_patch16_224"
+    in21k = "vit_small_patch16_224.augreg_in21k"
+    find_names = registry.published_class_names
+    assert find_names(deit, 1000) == class_names.imagenet_names()
+    for name, classes in ((in21k, 1000), (f"{deit}.fb_in1k", 10), (None, 1000)):
+        assert find_names(name, classes) is None
 
 
 def test_a_new_head_is_drawn_like_in_training(tmp_path, file, variables):
-    path = write_folder(tmp_path, file, TIMM)
+    path = write_folder(tmp_path, file, config=TIMM)
     with warns_untrained():
         fresh = imagepiece_jax.load(path, num_classes=3, seed=5)
     assert (fresh.model.config.num_classes, fresh.class_names) == (3, None)

@@ -67,11 +67,10 @@ def test_wrappers_and_vits_pooler_are_left_out():
     """In any order and number, and inside names, beside a classifier."""
     tensors = read_fixture("transformers_vit")[0]
     wrapped = "_orig_mod.module.net"
-    inside = "_fsdp_wrapped_module._checkpoint_wrapped_module"
+    block = ".layer.0._fsdp_wrapped_module._checkpoint_wrapped_module."
     renamed = {f"{wrapped}.vit.pooler.dense.weight": np.ones((24, 24))}
-    for name in tensors:
-        in_block = name.replace(".layer.0.", f".layer.0.{inside}.")
-        renamed[f"{wrapped}.{in_block}"] = tensors[name]
+    for name, tensor in tensors.items():
+        renamed[f"{wrapped}.{name.replace('.layer.0.', block)}"] = tensor
     expected = naming.read_timm_tensors(tensors)
     chex.assert_trees_all_equal(naming.read_timm_tensors(renamed), expected)
 
@@ -109,8 +108,10 @@ def zeros(*names):
 PATCHES = "embeddings.patch_embeddings.projection.weight"
 PROJ = "patch_embed.proj.weight"
 SWIN = "swin.encoder.layers.0.attn.weight"
-ATTENTION = "encoder.layer.0.attention.attention"
-CLIP = "vision_model.embeddings"
+KEY = "encoder.layer.0.attention.attention.key.weight"
+QUERY = KEY.replace("key", "query")
+CLIP_NAMES = ["classifier.weight", "vision_model.embeddings.class_embedding"]
+CLIP_NAMES.append("vision_model.embeddings.patch_embedding.weight")
 BEIT_NORM = "vit.pooler.layernorm.weight"
 
 
@@ -122,15 +123,8 @@ BEIT_NORM = "vit.pooler.layernorm.weight"
         (zeros(f"tower.{PROJ}", "head.conv.weight"), "head.conv.weight is not part of"),
         (zeros(f"a.{PROJ}", f"b.{PROJ}"), "one vision tower, not ['a.', 'b.']"),
         (zeros("blocks.0.a", "blocks.0._orig_mod.a"), "are the same part, blocks.0.a"),
-        (
-            zeros(PATCHES, f"{ATTENTION}.key.weight", f"{ATTENTION}.query.weight"),
-            "blocks.0.attn.k.weight, but not blocks.0.attn.v",
-        ),
-        (
-            zeros(f"{CLIP}.patch_embedding.weight", f"{CLIP}.class_embedding")
-            | zeros("classifier.weight"),
-            "CLIPForImageClassification",
-        ),
+        (zeros(PATCHES, KEY, QUERY), "blocks.0.attn.k.weight, but not blocks.0.attn.v"),
+        (zeros(*CLIP_NAMES), "CLIPForImageClassification"),
         (zeros(PROJ) | {"cls_token": np.array(1.0)}, "do not fit"),
         # BEiT's pooler reads a mean.
         (zeros(f"vit.{PATCHES}", BEIT_NORM), f"tensor {BEIT_NORM} is not part"),
@@ -144,17 +138,16 @@ def test_an_unsupported_checkpoint_is_refused(tensors, message):
 def test_a_distillation_token_without_a_head_is_a_register():
     """In DeiTForImageClassification, and in DeiTModel, which has no head."""
     tensors, config, images, _ = read_fixture("transformers_deit")
-    classifier = {}
-    for leaf in ("weight", "bias"):
-        classifier[f"classifier.{leaf}"] = tensors.pop(f"cls_classifier.{leaf}")
-        del tensors[f"distillation_classifier.{leaf}"]
-    for state_dict in (tensors, tensors | classifier):
+    weight, bias = (
+        tensors.pop(f"cls_classifier.{leaf}") for leaf in ("weight", "bias")
+    )
+    classifier = {"classifier.weight": weight, "classifier.bias": bias}
+    encoder = {k: v for k, v in tensors.items() if "distillation_classifier" not in k}
+    for state_dict in (encoder, encoder | classifier):
         vit = imagepiece_jax.load(state_dict, config=config)
         out = vit.model.apply(vit.variables, images)
         assert_close(out.pooled, out.tokens[:, 0])
         assert out.tokens.shape[1] == vit.config.num_tokens
-    weight = classifier["classifier.weight"]
-    bias = classifier["classifier.bias"]
     assert_close(out.logits, np.asarray(out.pooled) @ weight.T + bias)
 
 

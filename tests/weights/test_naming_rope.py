@@ -4,6 +4,7 @@ tests/fixtures/rope.npz has the tensors, and tests/models/test_rotary_fixture.py
 outputs for them. The other names here are from the original code.
 """
 
+import functools
 import re
 
 import numpy as np
@@ -36,15 +37,12 @@ EVA = [
 ]
 
 
-@pytest.fixture(scope="module")
-def fixture():
-    """{model: its tensors by timm's names, without a head}."""
+@functools.cache
+def timm_tensors(name):
+    """A model's tensors by timm's names, without a head."""
     with np.load(FIXTURE) as arrays:
-        found = {name: stored(name, arrays) for name in (DINOV3, EVA02)}
-    return {
-        name: {k: v.astype(np.float32) for k, v in tensors.items() if "head." not in k}
-        for name, tensors in found.items()
-    }
+        tensors = stored(name, arrays).items()
+        return {k: v.astype(np.float32) for k, v in tensors if "head." not in k}
 
 
 def renamed(tensors, table):
@@ -56,12 +54,12 @@ def renamed(tensors, table):
     return out
 
 
-def dinov3_file(tensors, keys=7.0, mask=(1, 0, 1)):
+def dinov3_file(keys=7.0, mask=(1, 0, 1)):
     """DINOv3's own file: a mask hides the keys' bias."""
+    tensors = timm_tensors(DINOV3)
     out = {"mask_token": np.zeros((1, WIDTH)), "rope_embed.periods": np.ones(3)}
     out |= {"local_cls_norm.weight": np.ones(WIDTH)}
-    gated = any("fc1_g" in name for name in tensors)
-    for name, tensor in renamed(tensors, OWN + GATE * gated).items():
+    for name, tensor in renamed(tensors, OWN + GATE).items():
         attention, _, leaf = name.rpartition(".")
         if leaf == "q_bias":
             value = tensors[f"{attention}.v_bias"]
@@ -74,10 +72,10 @@ def dinov3_file(tensors, keys=7.0, mask=(1, 0, 1)):
     return out
 
 
-def transformers_file(tensors, keys=None, inside=""):
+def transformers_file(keys=None, inside=""):
     """transformers' file, with blocks named `inside`..."""
     out = {"embeddings.mask_token": np.zeros((1, 1, WIDTH), np.float32)}
-    for name, tensor in renamed(tensors, TRANSFORMERS).items():
+    for name, tensor in renamed(timm_tensors(DINOV3), TRANSFORMERS).items():
         name = inside * name.startswith("layer.") + name
         module, _, leaf = name.partition(".attn.")
         if leaf == "qkv.weight":
@@ -93,32 +91,31 @@ def transformers_file(tensors, keys=None, inside=""):
     return out
 
 
-def eva_file(tensors):
+def eva_file():
     angles = {f"{at}rope.freqs_cos": np.ones(4) for at in ("", "blocks.0.attn.")}
-    return renamed(tensors, EVA) | angles
-
-
-FILES = {
-    "DINOv3": (DINOV3, dinov3_file),
-    "DINOv3, no keys' bias": (DINOV3, lambda t: dinov3_file(t, 0.0, mask=None)),
-    "DINOv3, NaN under its mask": (DINOV3, lambda t: dinov3_file(t, np.nan)),
-    "transformers": (DINOV3, transformers_file),
-    "transformers in memory": (DINOV3, lambda t: transformers_file(t, inside="model.")),
-    "EVA-02": (EVA02, eva_file),
-}
+    return renamed(timm_tensors(EVA02), EVA) | angles
 
 
 @pytest.mark.parametrize("wrapper", ["", "vision_model.", "_orig_mod.a."])
-@pytest.mark.parametrize("file", FILES)
-def test_a_files_tensors_are_read_like_timms(fixture, file, wrapper):
-    name, make = FILES[file]
-    tensors = {wrapper + key: tensor for key, tensor in make(fixture[name]).items()}
-    expected = naming.read_timm_tensors(fixture[name])
+@pytest.mark.parametrize(
+    "name, make_file, options",
+    [
+        (DINOV3, dinov3_file, {}),
+        (DINOV3, dinov3_file, {"keys": 0.0, "mask": None}),
+        (DINOV3, dinov3_file, {"keys": np.nan}),  # under its mask
+        (DINOV3, transformers_file, {}),
+        (DINOV3, transformers_file, {"inside": "model."}),  # in memory
+        (EVA02, eva_file, {}),
+    ],
+)
+def test_a_files_tensors_are_read_like_timms(name, make_file, options, wrapper):
+    tensors = {wrapper + key: tensor for key, tensor in make_file(**options).items()}
+    expected = naming.read_timm_tensors(timm_tensors(name))
     assert_same(naming.read_timm_tensors(tensors), expected)
 
 
-def test_no_gate_and_no_registers_leave_no_tensors(fixture):
-    tensors = transformers_file(fixture[DINOV3])
+def test_no_gate_and_no_registers_leave_no_tensors():
+    tensors = transformers_file()
     tensors["embeddings.register_tokens"] = np.zeros((1, 0, WIDTH), np.float32)
     plain = {k: v for k, v in tensors.items() if "gate_proj" not in k}
     renamed = naming.read_timm_tensors(plain)
@@ -127,13 +124,10 @@ def test_no_gate_and_no_registers_leave_no_tensors(fixture):
     assert "reg_token" not in renamed and "cls_token" in renamed
 
 
-def test_an_unmasked_key_bias_stays(fixture):
-    tensors = dinov3_file(fixture[DINOV3], mask=None)
+def test_an_unmasked_key_bias_stays():
+    tensors = dinov3_file(mask=None)
     renamed = naming.read_timm_tensors(tensors)
-    for file in (
-        transformers_file(fixture[DINOV3], keys=7.0),
-        dinov3_file(fixture[DINOV3], mask=(1, 1, 1)),
-    ):
+    for file in (transformers_file(keys=7.0), dinov3_file(mask=(1, 1, 1))):
         assert_same(naming.read_timm_tensors(file), renamed)
     thirds = np.split(renamed["blocks.1.attn.qkv.bias"], 3)
     assert set(thirds[1]) == {7.0}
@@ -146,8 +140,8 @@ def test_an_unmasked_key_bias_stays(fixture):
     assert imagepiece_jax.load(tensors, config=config).config == config
 
 
-def test_a_key_bias_in_one_block_stays_in_all(fixture):
-    tensors = dinov3_file(fixture[DINOV3], mask=None)
+def test_a_key_bias_in_one_block_stays_in_all():
+    tensors = dinov3_file(mask=None)
     tensors["blocks.0.attn.qkv.bias"][WIDTH : 2 * WIDTH] = 0
     renamed = naming.read_timm_tensors(tensors)
     for bias in ("blocks.0.attn.qkv.bias", "blocks.1.attn.qkv.bias"):

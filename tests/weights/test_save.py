@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -128,10 +129,7 @@ def test_a_changed_config_is_refused(changed, value, message):
     reduction = "evit:keep_rate=0.5:blocks=(1,)"
     config = describe_model("vit_tiny_patch16_224", reduction=reduction, num_classes=7)
     *groups, last = changed.split(".")
-    group = config
-    for name in groups:
-        group = group[name]
-    group[last] = value
+    functools.reduce(dict.get, groups, config)[last] = value
     with refused("config.json", message):
         parse_config(config, {})
 
@@ -156,36 +154,28 @@ def test_files_of_two_models_are_refused(tmp_path, make_other, name):
     other = imagepiece_jax.save(make_other(2), tmp_path / "other")
     first = imagepiece_jax.save(make_other(1), tmp_path / "first")
     dense = imagepiece_jax.save(make(), tmp_path / "dense")
-    for folder, *files in (
-        (first, "model.safetensors", learned_file, "config.json"),
-        (dense, learned_file),
-    ):
-        for file in files:
-            mixed = shutil.copytree(folder, tmp_path / f"{folder.name}-{file}")
-            shutil.copy(other / file, mixed)
-            with refused(str(mixed), "belongs to other weights"):
-                imagepiece_jax.load(mixed)
+    copies = [(first, "model.safetensors"), (first, learned_file)]
+    for folder, file in (*copies, (first, "config.json"), (dense, learned_file)):
+        mixed = shutil.copytree(folder, tmp_path / f"{folder.name}-{file}")
+        shutil.copy(other / file, mixed)
+        with refused(str(mixed), "belongs to other weights"):
+            imagepiece_jax.load(mixed)
     imagepiece_jax.load(first)
 
 
-@pytest.mark.parametrize(
-    "group, kind",
-    [
-        ("config", ViTConfig),
-        ("config.preprocessing", Preprocessing),
-        ("config.arch", Architecture),
-        ("config.arch.rotary", Rotary),
-    ],
-)
+RECORDS = {"config": ViTConfig, "config.preprocessing": Preprocessing}
+RECORDS |= {"config.arch": Architecture, "config.arch.rotary": Rotary}
+
+
+@pytest.mark.parametrize("group, kind", RECORDS.items())
 def test_every_field_of_a_record_is_needed(group, kind):
     """A missing field would become DeiT's."""
     config = json.loads(json.dumps(make_config_fields(make(**MODELS["eva02"]))))
     parse_config(config, {})
     for field in dataclasses.fields(kind):
-        part = changed = json.loads(json.dumps(config))
-        for name in ("imagepiece_jax", *group.split(".")):
-            part = part[name]
-        del part[field.name]
+        changed = json.loads(json.dumps(config))
+        groups = group.split(".")
+        del functools.reduce(dict.get, groups, changed["imagepiece_jax"])[field.name]
         with refused("config.json", f"it has no {field.name}"):
             parse_config(changed, {})
 

@@ -6,14 +6,8 @@ from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models import registry
 from imagepiece_jax.weights import timm_config
 from imagepiece_jax.weights.description import parse_config
-from tests.helpers.config_files import (
-    CLIP_PIXELS,
-    DISTILLED_NAME,
-    EVA_NAME,
-    GATED_NAME,
-    HALF_PIXELS,
-    timm_file,
-)
+from tests.helpers import config_files
+from tests.helpers.config_files import HALF_PIXELS, timm_file
 
 
 def test_timms_form_is_parsed():
@@ -25,7 +19,7 @@ def test_timms_form_is_parsed():
 CLIP = "vit_base_patch16_clip_224"
 USUAL = {"in_chans": 3, "num_classes": 512, "global_pool": "token"}
 TUNED = {"tag": "openai", "input_size": [3, 224, 224], "num_classes": 512}
-TUNED |= CLIP_PIXELS
+TUNED |= config_files.CLIP_PIXELS
 
 
 @pytest.mark.parametrize(
@@ -102,14 +96,14 @@ EVA_MAP = {"pool": "map", "final_norm": True, "fc_norm": False} | PREFIX
         (DEIT, MAP | {"class_token": False}, {"class_token": False, "pool": "map"}),
         (DEIT, MAP | PREFIX, {"pool": "map"} | PREFIX),
         ("test_vit3", {"pool_include_prefix": False}, {"pool_include_prefix": False}),
-        (EVA_NAME, MAP, EVA_MAP),
+        (config_files.EVA_NAME, MAP, EVA_MAP),
         (DEIT, {"final_norm": False}, {"final_norm": False}),
         # Positions are resized by timm's code, not like the published weights'.
         (REG4, {"init_values": 0}, {"layer_scale": False}),
         (DEIT, PRE_NORM, PRE_NORM | {"patch_bias": False}),
         # timm ignores a gate's other activation and a distilled head's norm.
-        (GATED_NAME, {"act_layer": "swish"}, {"resize": "antialias"}),
-        (DISTILLED_NAME, {"fc_norm": False}, {}),
+        (config_files.GATED_NAME, {"act_layer": "swish"}, {"resize": "antialias"}),
+        (config_files.DISTILLED_NAME, {"fc_norm": False}, {}),
         # By its name, no norm follows the mean.
         ("vit_base_patch16_gap_224", {"final_norm": False}, {"final_norm": False}),
     ],

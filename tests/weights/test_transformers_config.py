@@ -6,16 +6,8 @@ import pytest
 from imagepiece_jax.data.preprocessing import Preprocessing
 from imagepiece_jax.models.config import MULTI_LABEL, PROBLEM_TYPES
 from imagepiece_jax.weights.description import parse_config
-from tests.helpers import named_models
-from tests.helpers.config_files import (
-    CLASSIFIER_CONFIG,
-    CLIP_PIXELS,
-    HALF_PIXELS,
-    IMAGENET_PIXELS,
-    SQUARE_IMAGES,
-    VIT_CONFIG,
-    parse_transformers,
-)
+from tests.helpers import config_files, named_models
+from tests.helpers.config_files import CLASSIFIER_CONFIG, HALF_PIXELS, SQUARE_IMAGES
 
 # Transformers' resizing of images to a square.
 SQUASH = {"crop": 1.0, "crop_mode": "squash"}
@@ -29,50 +21,46 @@ SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads":
 SO400M |= {"num_hidden_layers": 27, "patch_size": 14, "image_size": 384}
 
 
-# (public model; config.json and preprocessor_config.json, where missing fields have the
-# defaults of the file's class; parts and images that are transformers' own)
-@pytest.mark.parametrize(
-    "name, file, processor, parts, images",
-    [
-        (
-            "vit_small_patch14_dinov2.lvd142m",
-            {"model_type": "dinov2", "image_size": 518, **SMALL},
-            {"size": {"shortest_edge": 256}}
-            | {f"image_{name}": pixels for name, pixels in IMAGENET_PIXELS.items()},
-            {"resize": "bicubic"},
-            {"crop": 0.875},
-        ),
-        (
-            "vit_large_patch14_clip_224.openai",
-            {"model_type": "clip", "text_config": SMALL} | {"vision_config": LARGE},
-            {"size": 224, "crop_size": 224},
-            {"resize": "bicubic"},
-            {},
-        ),
-        (
-            "vit_so400m_patch14_siglip_384.webli",
-            {"model_type": "siglip", "text_config": SMALL} | {"vision_config": SO400M},
-            {"size": {"height": 384, "width": 384}},
-            {"resize": "bicubic"},
-            SQUASH,
-        ),
-        (
-            "vit_small_patch16_dinov3_qkvb.lvd1689m",
-            DINOV3 | {"key_bias": True},
-            SQUARE_IMAGES,
-            {"pool": "token", "key_bias": True, "registers": 0},
-            SQUASH | LINEAR | {"image_size": 224},
-        ),
-        (
-            "vit_small_plus_patch16_dinov3_qkvb.lvd1689m",
-            DINOV3 | GATED,
-            SQUARE_IMAGES,
-            {"pool": "token"},  # timm's model pools the patches' mean
-            SQUASH | LINEAR | {"image_size": 224},
-        ),
-    ],
-)
-def test_a_file_describes_the_public_model(name, file, processor, parts, images):
+IMAGENET = {f"image_{k}": v for k, v in config_files.IMAGENET_PIXELS.items()}
+# {public model: config.json and preprocessor_config.json, where missing fields have the
+# defaults of the file's class; parts and images that are transformers' own}
+PUBLIC = {
+    "vit_small_patch14_dinov2.lvd142m": (
+        {"model_type": "dinov2", "image_size": 518, **SMALL},
+        {"size": {"shortest_edge": 256}} | IMAGENET,
+        {"resize": "bicubic"},
+        {"crop": 0.875},
+    ),
+    "vit_large_patch14_clip_224.openai": (
+        {"model_type": "clip", "text_config": SMALL} | {"vision_config": LARGE},
+        {"size": 224, "crop_size": 224},
+        {"resize": "bicubic"},
+        {},
+    ),
+    "vit_so400m_patch14_siglip_384.webli": (
+        {"model_type": "siglip", "text_config": SMALL} | {"vision_config": SO400M},
+        {"size": {"height": 384, "width": 384}},
+        {"resize": "bicubic"},
+        SQUASH,
+    ),
+    "vit_small_patch16_dinov3_qkvb.lvd1689m": (
+        DINOV3 | {"key_bias": True},
+        SQUARE_IMAGES,
+        {"pool": "token", "key_bias": True, "registers": 0},
+        SQUASH | LINEAR | {"image_size": 224},
+    ),
+    "vit_small_plus_patch16_dinov3_qkvb.lvd1689m": (
+        DINOV3 | GATED,
+        SQUARE_IMAGES,
+        {"pool": "token"},  # timm's model pools the patches' mean
+        SQUASH | LINEAR | {"image_size": 224},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_file_describes_the_public_model(name):
+    file, processor, parts, images = PUBLIC[name]
     described = parse_config(file, processor)
     is_projection = described.head_fields["problem_type"] == "projection"
     assert is_projection == ("clip" in name)
@@ -83,14 +71,12 @@ def test_a_file_describes_the_public_model(name, file, processor, parts, images)
 
 
 CENTERED = {"crop_mode": "center"}
-CENTERED = {"crop_mode": "center"}
 TYPES = ("image_processor_type", "feature_extractor_type")
 SIGLIP = {TYPES[0]: "SiglipImageProcessor", "size": 224}
 SIGLIP |= {"crop_size": 112, "do_center_crop": True}
 DEIT = {TYPES[1]: "DeiTFeatureExtractor"}
 
 
-# (model type; preprocessor_config.json; mean and std; fields of a Preprocessing)
 # (preprocessor_config.json; mean and std; fields of a Preprocessing)
 @pytest.mark.parametrize(
     "file, pixels, fields",
@@ -98,7 +84,7 @@ DEIT = {TYPES[1]: "DeiTFeatureExtractor"}
         ({"do_normalize": False}, {"mean": (0.0,) * 3, "std": (1.0,) * 3}, LINEAR),
         ({"image_mean": 0.4, "resample": 3}, HALF_PIXELS | {"mean": (0.4,) * 3}, {}),
         ({"size": 30, "do_center_crop": None}, HALF_PIXELS, LINEAR),
-        ({TYPES[0]: "CLIPImageProcessorFast"}, CLIP_PIXELS, CENTERED),
+        ({TYPES[0]: "CLIPImageProcessorFast"}, config_files.CLIP_PIXELS, CENTERED),
         (SIGLIP, HALF_PIXELS, CENTERED | {"crop": 0.5}),
         # DeiT's processor squashes and crops. 224 / (224 / 354) is slightly below 354.
         (DEIT, HALF_PIXELS, {"crop": 0.875}),
@@ -106,7 +92,7 @@ DEIT = {TYPES[1]: "DeiTFeatureExtractor"}
     ],
 )
 def test_a_processors_missing_fields_are_its_classs(file, pixels, fields):
-    parsed = parse_transformers(VIT_CONFIG, file)
+    parsed = config_files.parse_transformers(config_files.VIT_CONFIG, file)
     assert {"mean": parsed.mean, "std": parsed.std} == pixels
     usual = SQUASH | {"interpolation": "bicubic", "rule": "transformers"}
     assert parsed.preprocessing == Preprocessing(224, **usual | fields)
@@ -129,14 +115,16 @@ TWO = {"id2label": {"0": "a", "1": "b"}}
     ],
 )
 def test_problem_types_equal_transformers_pipeline(fields, task):
-    assert parse_transformers(CLASSIFIER_CONFIG | fields).problem_type == task
+    assert (
+        config_files.parse_transformers(CLASSIFIER_CONFIG | fields).problem_type == task
+    )
 
 
 def test_a_towers_missing_fields_are_clips():
     config = {"model_type": "clip", "vision_config": {"hidden_size": 96}}
-    assert parse_transformers(config).embed_dim == 96
+    assert config_files.parse_transformers(config).embed_dim == 96
     config["vision_config_dict"] = {"num_hidden_layers": 5}  # the earlier form wins
-    parsed = parse_transformers(config)
+    parsed = config_files.parse_transformers(config)
     assert (parsed.embed_dim, parsed.depth) == (768, 5)
 
 
