@@ -19,7 +19,7 @@ from imagepiece_jax.models.create import build_model
 from imagepiece_jax.models.pretrained import Origin
 from imagepiece_jax.models.program import ExportedProgram, import_format
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.weights.description import content_errors
+from imagepiece_jax.weights.folder_files import content_errors
 
 # (prepared images, names) -> a function that computes these outputs; None: all
 MakeCall = Callable[..., Callable[[], Sequence[np.ndarray]]]

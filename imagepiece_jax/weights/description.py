@@ -4,12 +4,11 @@ The config comes from the caller, a public name, or the files beside the weights
 config.json of timm, transformers, `save` or a run, or an open_clip_config.json.
 """
 
-import contextlib
 import dataclasses
 import os
 import pathlib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from imagepiece_jax.common.checks import replace_lists
@@ -18,7 +17,7 @@ from imagepiece_jax.common.image_size import ImageSize, image_sides
 from imagepiece_jax.common.xla_options import checked_dtype
 from imagepiece_jax.data.class_names import checked_names
 from imagepiece_jax.data.preprocessing import Preprocessing
-from imagepiece_jax.errors import InputError, earlier_revision, titled_errors
+from imagepiece_jax.errors import InputError, earlier_revision
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import ViTConfig
@@ -26,18 +25,16 @@ from imagepiece_jax.models.create import read_run_config
 from imagepiece_jax.models.recovery_record import RecoveredVariant, Recovery
 from imagepiece_jax.models.rotary import Rotary
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION, Reduction
-from imagepiece_jax.weights import (
-    folder_files,
-    open_clip_config,
-    timm_config,
-    transformers_config,
-)
+from imagepiece_jax.weights import folder_files, open_clip_config, timm_config
 from imagepiece_jax.weights.location import HUB_SCHEME, Location, locate_weights
 from imagepiece_jax.weights.tensor_files import open_tensors
+from imagepiece_jax.weights.transformers_config import (
+    find_vision_type,
+    parse_image_processor,
+    parse_transformers,
+)
 
 RECORD_FORMAT = 5  # of the part OWN_KEY; other formats are refused
-# Errors of parsers for content of an unknown form.
-PARSER_ERRORS = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
 RUN_FIELDS = {"image_size", "num_classes", "model", "reduction"}  # of a run's config
 
 
@@ -45,7 +42,7 @@ class Description(NamedTuple):
     """The facts about weights from the caller and the files beside them."""
 
     config: ViTConfig
-    class_names: tuple[str | None, ...] | None = None
+    class_names: Sequence[str | None] | None = None
     license: str | None = None  # from timm's or our own config.json
     reduction: Reduction = DENSE_REDUCTION  # of the training or the saved model
     dtype: str = "float32"
@@ -67,7 +64,6 @@ def describe_weights(
 ) -> Description:
     """Collect the facts about weights from their files and the caller's `config`.
 
-    config: as for `load`
     Raises InputError if nothing tells which model the weights are.
     """
     if config is not None and not isinstance(config, ViTConfig):
@@ -124,7 +120,7 @@ def _describe_files(location, has_given_config):
     if location.origin.run is not None:
         if not RUN_FIELDS <= {*config_fields}:
             raise InputError(f"{config_file} describes no run and no model")
-        with content_errors(config_file):
+        with folder_files.content_errors(config_file):
             folder_files.check_run_format(config_fields)
             config = read_run_config(config_fields)
             reduction = Reduction.read(config_fields["reduction"])
@@ -132,7 +128,7 @@ def _describe_files(location, has_given_config):
         class_names = folder_files.read_class_names(location.path, config.num_classes)
         return Description(config, class_names, reduction=reduction, dtype=dtype)
     if config_file.name == folder_files.OPEN_CLIP_FILE:
-        with content_errors(config_file):
+        with folder_files.content_errors(config_file):
             return Description(open_clip_config.parse_open_clip(config_fields))
     image_processor_fields = {}
     if folder_files.PROCESSOR_FILE in location.file_names:
@@ -157,38 +153,18 @@ def parse_config(
     image_processor_fields: folder_files.JsonFields,
     folder: pathlib.Path = pathlib.Path(),
 ) -> Description:
-    """Describe weights by the contents of their folder's config files.
-
-    config_fields, image_processor_fields: of config.json and preprocessor_config.json
-    """
+    """Describe weights by the contents of config.json and preprocessor_config.json."""
     config_file = folder / folder_files.CONFIG_FILE
-    with content_errors(config_file):
+    with folder_files.content_errors(config_file):
         if folder_files.OWN_KEY in config_fields:
             return _parse_own_record(config_fields)
         if "architecture" in config_fields:
             return Description(**timm_config.parse_timm(config_fields))
-        model_type = transformers_config.find_vision_type(config_fields)
-    with content_errors(folder / folder_files.PREPROCESSOR_FILE):
-        image_settings = transformers_config.parse_image_processor(
-            image_processor_fields, model_type
-        )
-    with content_errors(config_file):
-        parse_transformers = transformers_config.parse_transformers
+        model_type = find_vision_type(config_fields)
+    with folder_files.content_errors(folder / folder_files.PREPROCESSOR_FILE):
+        image_settings = parse_image_processor(image_processor_fields, model_type)
+    with folder_files.content_errors(config_file):
         return Description(**parse_transformers(config_fields, image_settings))
-
-
-@contextlib.contextmanager
-def content_errors(file: str | os.PathLike) -> Iterator[None]:
-    """Name a file in the errors of parsing its content."""
-    with titled_errors(file):
-        try:
-            yield
-        except InputError:
-            raise
-        except KeyError as error:
-            raise InputError(f"it has no {error.args[0]}") from error
-        except PARSER_ERRORS as error:
-            raise InputError(f"it has an unknown field: {error}") from error
 
 
 def _parse_own_record(config_fields):

@@ -1,17 +1,20 @@
 """The files of a weights folder and of a run's folder: names, and small ones read."""
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from imagepiece_jax.common.files import read_json
-from imagepiece_jax.data.class_names import checked_names
+from imagepiece_jax.data.class_names import ClassNames, checked_names
 from imagepiece_jax.data.sources import registry
 from imagepiece_jax.errors import InputError, earlier_revision, titled_errors
 
 JsonFields = Mapping[str, Any]  # of a JSON file
+# Errors of parsers for content of an unknown form.
+PARSER_ERRORS = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
 # Files that tell which model the weights are.
 CONFIG_FILE = "config.json"  # of timm, transformers, `save` and runs
 OWN_KEY = "imagepiece_jax"  # key of this package's own part in CONFIG_FILE
@@ -43,6 +46,20 @@ CHECKPOINT_KINDS = ("latest", "best")  # kinds of checkpoints
 LOG_FILES = ("run.json", "metrics.jsonl")  # files that only a run writes
 
 
+@contextlib.contextmanager
+def content_errors(file: str | os.PathLike) -> Iterator[None]:
+    """Name a file in the errors of parsing its content."""
+    with titled_errors(file):
+        try:
+            yield
+        except InputError:
+            raise
+        except KeyError as error:
+            raise InputError(f"it has no {error.args[0]}") from error
+        except PARSER_ERRORS as error:
+            raise InputError(f"it has an unknown field: {error}") from error
+
+
 def read_run_file(file: pathlib.Path) -> dict[str, Any]:
     """Read the config of a run."""
     config_fields = read_json(file)
@@ -57,13 +74,8 @@ def check_run_format(config_fields: Mapping[str, Any]) -> None:
         raise earlier_revision("the run")
 
 
-def read_class_names(
-    folder: pathlib.Path, num_classes: int
-) -> tuple[str | None, ...] | None:
-    """Read a run's class names by label; None if the run has no names.
-
-    num_classes: the expected number of names
-    """
+def read_class_names(folder: pathlib.Path, num_classes: int) -> ClassNames | None:
+    """Read a run's `num_classes` names by label; None if the run has no names."""
     path = folder / CLASS_NAMES_FILE
     if not path.exists():
         return None

@@ -15,10 +15,11 @@ import numpy as np
 
 from imagepiece_jax.common.image_size import ImageSize, image_sides, patch_grid
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.models import registry, resize_positions, timm_tensors
+from imagepiece_jax.models import registry, timm_tensors
 from imagepiece_jax.models.config import PROJECTION, SINGLE_LABEL, ViTConfig
 from imagepiece_jax.models.create import build_model, log_reduction, make_execution
 from imagepiece_jax.models.pretrained import Pretrained
+from imagepiece_jax.models.resize_positions import fit_positions
 from imagepiece_jax.models.variables import (
     is_in_parts,
     variable_shapes,
@@ -26,11 +27,7 @@ from imagepiece_jax.models.variables import (
 )
 from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 from imagepiece_jax.weights import folder_files, naming
-from imagepiece_jax.weights.description import (
-    Description,
-    content_errors,
-    describe_weights,
-)
+from imagepiece_jax.weights.description import Description, describe_weights
 from imagepiece_jax.weights.location import Location, locate_weights
 from imagepiece_jax.weights.tensor_files import NamedArrays, read_state_dict
 
@@ -120,9 +117,7 @@ def load(
     trained_positions = None  # None: they are the model's
     if image_sides(vit_config.image_size) != image_sides(trained_size):
         trained_positions = tensors.get("pos_embed")
-        model_tensors = resize_positions.fit_positions(
-            model_tensors, vit_config, trained_size
-        )
+        model_tensors = fit_positions(model_tensors, vit_config, trained_size)
     variables, drawn_parts = make_variables(
         model, model_tensors, location.origin.title, fresh_parts, seed or 0
     )
@@ -215,7 +210,7 @@ def read_tensors(
     recovery = description.recovery
     if recovery is not None:
         dense_shapes = variable_shapes(build_model(config))
-        with content_errors(location.path / folder_files.RECOVERED_FILE):
+        with folder_files.content_errors(location.path / folder_files.RECOVERED_FILE):
             recovery = recovery.with_tensors(variant_tensors, dense_shapes)
     class_names = description.class_names if config.num_classes else None
     if config.num_classes and class_names is None and not description.has_file_config:

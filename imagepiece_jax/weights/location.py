@@ -1,9 +1,8 @@
 """Location, the first stage of `load`: a file, a published folder, a run or a dict.
 
-`locate_weights` looks at a path once. The later stages read its result. A Hugging Face
-hub id is hf://OWNER/NAME or hf://OWNER/NAME@REVISION: a branch, a tag or a commit. Its
-config files and one weights file go into huggingface_hub's own cache, which is then
-read like any other folder.
+`locate_weights` looks at a path once. A Hugging Face hub id is hf://OWNER/NAME or
+hf://OWNER/NAME@REVISION: a branch, a tag or a commit. Its config files and one weights
+file go into huggingface_hub's own cache, which is then read like any other folder.
 """
 
 import dataclasses
@@ -64,12 +63,10 @@ class Location:
 def locate_weights(
     weights: PathOrStateDict, checkpoint: str | None = None, averaged: bool = False
 ) -> Location:
-    """Find weights on this machine; a hub id is fetched unless it is cached.
+    """Find weights, named as for `load`; a hub id is fetched unless it is cached.
 
     Only a folder's config file is read. A folder with one weights file may lack it. The
     path of a config file stands for its folder.
-
-    weights, checkpoint, averaged: as for `load`
     """
     if isinstance(weights, Mapping):
         location = Location(Origin(kind=STATE_DICT_KIND), tensors=weights)

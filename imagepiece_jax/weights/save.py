@@ -115,9 +115,8 @@ def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     with contextlib.suppress(InputError, OSError):
         if folder_files.OWN_KEY in files.read_json(folder / folder_files.CONFIG_FILE):
             own_files = SAVED_FILES
-    files.check_own_files(
-        "folder", folder, "a saved model", lambda file: file.name in own_files
-    )
+    is_own = lambda file: file.name in own_files  # noqa: E731
+    files.check_own_files("folder", folder, "a saved model", is_own)
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
     return folder
@@ -134,6 +133,5 @@ def _check_round_trip(vit, loaded_tensors, config_fields):
     timm_tensors.make_own_variables(loaded_model, loaded_tensors, "the saved model")
     has_equal_plan = loaded_model.plan == vit.model.plan
     if not has_equal_plan or loaded_model.prop_attn != vit.model.prop_attn:
-        raise InputError(
-            f"the model's plan or prop_attn is not {description.reduction}'s"
-        )
+        reduction = description.reduction
+        raise InputError(f"the model's plan or prop_attn is not {reduction}'s")

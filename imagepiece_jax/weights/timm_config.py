@@ -220,16 +220,17 @@ def _translate_arguments(part_arguments, is_eva, architecture):
     if is_eva:
         if final_norm is None:
             final_norm = not fc_norm
-        layer_scale = arguments["init_values"] is not None
+        layer_scale = arguments["init_values"] is not None  # 0 counts, too
         includes_prefix = pool == "map"
     else:  # VisionTransformer has one norm, before or after the pool
         fc_norm = final_norm and fc_norm
         final_norm = final_norm and not fc_norm
         includes_prefix = arguments["pool_include_prefix"] and pool != "token"
     lacks_prefix_position = arguments["no_embed_class"] and has_prefix
-    # timm's EvaAttention has biases of its own, q_bias and v_bias.
-    has_own_biases = is_eva and arguments["attn_type"] == "eva"
-    lacks_key_bias = has_own_biases and arguments["qkv_bias"]
+    # timm's EvaAttention has two biases, q_bias and v_bias.
+    lacks_key_bias = (
+        is_eva and arguments["attn_type"] == "eva" and arguments["qkv_bias"]
+    )
     return {
         "class_token": arguments["class_token"],
         "registers": arguments["reg_tokens"],

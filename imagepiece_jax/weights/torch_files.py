@@ -122,10 +122,7 @@ class _WithoutAttributes:
 
 
 class _IgnoredObject(_WithoutAttributes, list):
-    """Placeholder for an object beside the weights, which accepts anything.
-
-    An _IgnoredObject is not a dict, so it never counts as weights.
-    """
+    """Placeholder for an object beside the weights; no dict, so it never is weights."""
 
     __slots__ = ()
 
@@ -143,10 +140,7 @@ class _OrderedDict(_WithoutAttributes, dict):
 
 
 class _StateDictUnpickler(pickle.Unpickler):
-    """Unpickles tensors as LazyTensor, and refuses unlisted globals.
-
-    read_bytes: reads a storage from the file
-    """
+    """Unpickles tensors as LazyTensor, and refuses unlisted globals."""
 
     # A pickle may call any result of `find_class` with any arguments. So every argument
     # is checked, and no reachable object has attributes to overwrite.

@@ -44,45 +44,40 @@ class ModelType:
     defaults: dict[str, Any]  # of the configuration class
     resize: str  # how transformers' code interpolates positions
     processor_name: str  # image processor for a file without a processor name
-    make_architecture: Callable[[JsonFields], Architecture]
+    # fields of an Architecture, or a function that makes them of the file's settings
+    parts: Mapping[str, Any] | Callable[[JsonFields], Mapping[str, Any]]
     # fields with the only supported values
     fixed_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     has_labels: bool = True  # False: id2label says nothing, and a head is a projection
     classifier_pool: str | None = None  # of a classifier; None: as without a classifier
 
 
-def _make_vit_architecture(fields):
-    return Architecture(qkv_bias=fields["qkv_bias"])
+def _make_dinov2_parts(settings):
+    registers = settings.get("num_register_tokens", 0)
+    return {
+        "registers": registers,
+        "prefix_positions": not registers,
+        "layer_scale": True,
+        "mlp": "swiglu" if settings["use_swiglu_ffn"] else "gelu",
+    }
 
 
-def _make_dinov2_architecture(fields):
-    """Make the Architecture of DINOv2, with or without registers."""
-    registers = fields.get("num_register_tokens", 0)
-    return Architecture(
-        registers=registers,
-        prefix_positions=not registers,
-        qkv_bias=fields["qkv_bias"],
-        layer_scale=True,
-        mlp="swiglu" if fields["use_swiglu_ffn"] else "gelu",
-    )
-
-
-def _make_dinov3_architecture(fields):
-    """Make DINOv3's Architecture, with all biases, without the key's, or with none."""
-    bias_flags = (fields["query_bias"], fields["key_bias"], fields["value_bias"])
-    allowed_flags = [(True, True, True), (True, False, True), (False, False, False)]
-    check_choice("(query_bias, key_bias, value_bias)", bias_flags, allowed_flags)
-    return Architecture(
-        registers=fields["num_register_tokens"],
-        positions=False,
-        rotary=Rotary("center", float(fields["rope_theta"]), planes="halves"),
-        qkv_bias=fields["query_bias"],
+def _make_dinov3_parts(settings):
+    """Allow all biases, all but the key's, or none."""
+    biases = (settings["query_bias"], settings["key_bias"], settings["value_bias"])
+    allowed_biases = [(True, True, True), (True, False, True), (False, False, False)]
+    check_choice("(query_bias, key_bias, value_bias)", biases, allowed_biases)
+    return {
+        "registers": settings["num_register_tokens"],
+        "positions": False,
+        "rotary": Rotary("center", float(settings["rope_theta"]), planes="halves"),
+        "qkv_bias": settings["query_bias"],
         # key_bias=False means that only keys lack a bias. Without any bias it stays
         # True, the default.
-        key_bias=fields["key_bias"] or not fields["query_bias"],
-        layer_scale=True,
-        mlp="swiglu" if fields["use_gated_mlp"] else "gelu",
-    )
+        "key_bias": settings["key_bias"] or not settings["query_bias"],
+        "layer_scale": True,
+        "mlp": "swiglu" if settings["use_gated_mlp"] else "gelu",
+    }
 
 
 _BASE_FIELDS = (
@@ -105,40 +100,25 @@ _DINOV3_FIELDS = (
     | dict(rope_theta=100.0, query_bias=True, key_bias=False, value_bias=True)
 )
 _DINOV3_BIASES = {"proj_bias": True, "mlp_bias": True}
+_CLIP_PARTS = {"patch_bias": False, "pre_norm": True}
+_SIGLIP_PARTS = {"class_token": False, "pool": "map"}
 MODEL_TYPES = {
-    "vit": ModelType(_VIT_FIELDS, "bicubic", "ViT", _make_vit_architecture),
-    "deit": ModelType(
-        _VIT_FIELDS,
-        "bicubic",
-        "DeiT",
-        lambda fields: Architecture(qkv_bias=fields["qkv_bias"], dist_token=True),
-    ),
+    "vit": ModelType(_VIT_FIELDS, "bicubic", "ViT", {}),
+    "deit": ModelType(_VIT_FIELDS, "bicubic", "DeiT", {"dist_token": True}),
     "dinov2": ModelType(
-        _DINOV2_FIELDS | {"patch_size": 14}, "bicubic", "Bit", _make_dinov2_architecture
+        _DINOV2_FIELDS | {"patch_size": 14}, "bicubic", "Bit", _make_dinov2_parts
     ),
     "dinov2_with_registers": ModelType(
-        _REGISTER_FIELDS, "antialias", "Bit", _make_dinov2_architecture
+        _REGISTER_FIELDS, "antialias", "Bit", _make_dinov2_parts
     ),
     "clip_vision_model": ModelType(
-        _CLIP_FIELDS,
-        "bicubic",
-        "CLIP",
-        lambda _: Architecture(patch_bias=False, pre_norm=True),
-        has_labels=False,
+        _CLIP_FIELDS, "bicubic", "CLIP", _CLIP_PARTS, has_labels=False
     ),
     "siglip_vision_model": ModelType(
-        _SIGLIP_FIELDS,
-        "bicubic",
-        "Siglip",
-        lambda _: Architecture(class_token=False, pool="map"),
-        classifier_pool="mean",
+        _SIGLIP_FIELDS, "bicubic", "Siglip", _SIGLIP_PARTS, classifier_pool="mean"
     ),
     "dinov3_vit": ModelType(
-        _DINOV3_FIELDS,
-        "antialias",
-        "DINOv3ViT",
-        _make_dinov3_architecture,
-        _DINOV3_BIASES,
+        _DINOV3_FIELDS, "antialias", "DINOv3ViT", _make_dinov3_parts, _DINOV3_BIASES
     ),
 }
 # Image-text models, of which only the vision tower is read: {type: vision type}.
@@ -245,20 +225,22 @@ def _complete_fields(file_fields, defaults):
 
 
 def _build_architecture(model_type, settings, is_classifier):
-    """Make an Architecture from a file's settings, completed by defaults."""
     gelu_of_activation = TRANSFORMERS_GELUS
     if settings.get("use_gated_mlp"):
         gelu_of_activation = GATE_ACTIVATIONS
     check_choice("hidden_act", settings["hidden_act"], gelu_of_activation)
-    architecture = dataclasses.replace(
-        model_type.make_architecture(settings),
+    parts = model_type.parts
+    if not isinstance(parts, Mapping):
+        parts = parts(settings)
+    if is_classifier and model_type.classifier_pool:
+        parts = {**parts, "pool": model_type.classifier_pool}
+    usual_parts = {"qkv_bias": settings.get("qkv_bias", True)}
+    return Architecture(
         gelu=gelu_of_activation[settings["hidden_act"]],
         norm_eps=float(settings["layer_norm_eps"]),
         resize=model_type.resize,
+        **(usual_parts | parts),
     )
-    if is_classifier and model_type.classifier_pool:
-        return dataclasses.replace(architecture, pool=model_type.classifier_pool)
-    return architecture
 
 
 def _select_vision_fields(config_fields):
@@ -287,9 +269,8 @@ def parse_image_processor(
     processor_name = _find_processor_name(image_processor_fields, model_type)
     if processor_name == "CLIP":  # this field would change the size in CLIP's processor
         _check_fixed_fields({"use_square_size": False}, image_processor_fields)
-    settings = _complete_fields(
-        image_processor_fields, PROCESSOR_DEFAULTS[processor_name]
-    )
+    defaults = PROCESSOR_DEFAULTS[processor_name]
+    settings = _complete_fields(image_processor_fields, defaults)
     for field in _SWITCHES:
         check_choice(field, settings[field], [True, False, None])
         settings[field] = bool(settings[field])
