@@ -148,9 +148,8 @@ class Attention(nn.Module):
     ) -> dict[str, jax.Array]:
         """Image token scores for reducers, without padding: the names in `score_names`.
 
-        ATTENTION_SCORES [batch, tokens] are float32, as in ReducerInputs ("cls_attn" is
-        that of the first token); "key", "query" and "value" [batch, tokens, head_dim]
-        are means over heads.
+        ATTENTION_SCORES [batch, tokens] are float32, as in ReducerInputs; "key",
+        "query" and "value" [batch, tokens, head_dim] are means over heads.
         """
         num_tokens = state.x.shape[1]
         query = heads.query[:, :num_tokens]
@@ -164,17 +163,18 @@ class Attention(nn.Module):
             bias = mask_bias if bias is None else bias + mask_bias
         image_slice = slice(state.num_prefix, num_tokens)
         scores = {}
-        if "cls_attn" in score_names:
-            attention = attention_scores.mean_attention(query[:, :1], key, bias)
-            scores["cls_attn"] = attention[:, image_slice]
+
+        def attend_from(queries):
+            return attention_scores.mean_attention(queries, key, bias)[:, image_slice]
+
+        if "cls_attn" in score_names:  # from the class token, the first
+            scores["cls_attn"] = attend_from(query[:, :1])
         if "mean_attn" in score_names:
             mean_query = attention_scores.mean_query(query, live_mask)
-            attention = attention_scores.mean_attention(mean_query, key, bias)
-            scores["mean_attn"] = attention[:, image_slice]
+            scores["mean_attn"] = attend_from(mean_query)
         if "cls_and_mean_attn" in score_names:
             queries = attention_scores.class_and_mean_queries(query, live_mask)
-            attention = attention_scores.mean_attention(queries, key, bias)
-            scores["cls_and_mean_attn"] = attention[:, image_slice]
+            scores["cls_and_mean_attn"] = attend_from(queries)
         if "attn_columns" in score_names:
             columns = attention_kernels.attention_columns(query, key, bias, live_mask)
             scores["attn_columns"] = columns[:, image_slice]

@@ -78,8 +78,7 @@ class Head:
         """Class probabilities. [.., C] -> [.., C].
 
         Multi-label probabilities need not add up to 1.
-        Raises InputError for outputs that are not classes, and for logits that are not
-            finite.
+        Raises InputError for outputs that are no classes, and for infinities and NaN.
         """
         if not np.isfinite(logits).all():
             raise InputError("the model's outputs are not finite")

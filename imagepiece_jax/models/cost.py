@@ -90,7 +90,7 @@ def _part_macs(model):
     arch = config.arch
     macs: list[float] = [stem_macs(config)]
     for block_plan in model.plan:
-        macs.append(_block_macs(model, block_plan) + reducer_macs(model, block_plan))
+        macs.append(_block_macs(config, block_plan))
     num_classifiers = 2 if arch.dist_token else 1
     head_macs = num_classifiers * width * config.num_classes
     if arch.pool == "map":  # keys, values and the probe's reads; projection and MLP
@@ -103,9 +103,8 @@ def _part_macs(model):
     return [*macs, head_macs]
 
 
-def _block_macs(model, block_plan):
-    """MACs per image in one block, without its reducer."""
-    config = model.config
+def _block_macs(config, block_plan):
+    """MACs per image in one block, with its reducer (a learned selector)."""
     width = config.embed_dim
     num_tokens = block_plan.attn_tokens
     num_values = num_tokens
@@ -117,16 +116,11 @@ def _block_macs(model, block_plan):
     attention_macs += (num_tokens**2 + num_values**2) * width
     num_mlp_layers = 3 if config.arch.mlp == "swiglu" else 2  # SwiGLU has a gate
     hidden_dim = round(config.mlp_ratio * width)
-    return attention_macs + block_plan.mlp_tokens * num_mlp_layers * width * hidden_dim
-
-
-def reducer_macs(model: ViT, block_plan: BlockPlan) -> float:
-    """MACs of a block's reducer itself (a learned selector)."""
+    macs = attention_macs + block_plan.mlp_tokens * num_mlp_layers * width * hidden_dim
     if block_plan.counts is None:
-        return 0
-    config = model.config
+        return macs
     n_in = block_plan.counts.n_in
-    return block_plan.reducer.extra_macs(n_in, config.embed_dim, config.num_heads)
+    return macs + block_plan.reducer.extra_macs(n_in, width, config.num_heads)
 
 
 def _part_parameters(model):

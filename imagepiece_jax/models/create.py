@@ -19,13 +19,7 @@ from imagepiece_jax.errors import InputError, titled_errors
 from imagepiece_jax.kernels.attention import ATTENTION_BACKENDS, resolve_backend
 from imagepiece_jax.models import registry
 from imagepiece_jax.models.architecture import DEIT
-from imagepiece_jax.models.config import (
-    FLOAT32,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Execution,
-    ViTConfig,
-)
+from imagepiece_jax.models.config import FLOAT32, Execution, ViTConfig
 from imagepiece_jax.models.cost import share_of_dense
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction import contract
@@ -74,9 +68,8 @@ def make_execution(
     """Make an Execution with the attention kernel for this process's first device."""
     dtype = checked_dtype(dtype)
     check_choice("attention", attention, ATTENTION_BACKENDS)
-    backend = resolve_backend(attention, dtype, config.head_dim)
-    fields = {"attention_impl": backend, "attention": attention}
-    return Execution(dtype=jnp.dtype(dtype), **fields)
+    kernel = resolve_backend(attention, dtype, config.head_dim)
+    return Execution(dtype=jnp.dtype(dtype), attention_impl=kernel, attention=attention)
 
 
 def build_model(
@@ -88,7 +81,6 @@ def build_model(
     """Build a ViT with a reduction's plan.
 
     masked: plan for training, where methods with a mask keep all tokens
-    Raises InputError for a reduction that does not fit.
     """
     num_patches = math.prod(config.grid)
     dense_plan = plan_blocks(config.depth, num_patches, (), config.arch.prefix)
@@ -100,7 +92,6 @@ def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
     """Replace a model's plan by a reduction's plan.
 
     masked: plan for training, where methods with a mask keep all tokens
-    Raises InputError for a reduction that does not fit the model.
     """
     arch = model.config.arch
     with titled_errors(f"reduction {reduction.typed or reduction}"):
@@ -126,7 +117,6 @@ def fit_to_cost(reduction: Reduction, model: ViT) -> Reduction:
 
     A bare share of the MACs gets the recommended method. A reduction without a cost is
     returned unchanged.
-    Raises InputError for a reduction that does not fit the model.
     """
     method = reduction.method
     if method.macs is None:
@@ -148,10 +138,8 @@ def log_reduction(reduction: Reduction, model: ViT) -> None:
     if reduction.method.macs is None or not parallel.is_main():
         return
     method_name = (model.reduction or reduction).name
-    counts_by_block = {}
-    for index, block_plan in enumerate(model.plan):
-        if block_plan.counts:
-            counts_by_block[index] = block_plan.counts.n_out
+    blocks = enumerate(model.plan)
+    counts_by_block = {i: plan.counts.n_out for i, plan in blocks if plan.counts}
     line = f"{method_name}: all tokens stay at this cost"
     if counts_by_block:
         line = f"{method_name} in blocks {', '.join(map(str, counts_by_block))}; "
@@ -212,7 +200,6 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
 
     The named model fills empty fields of config.model. Without a name, mean and std are
     ImageNet's. The crop is always from config.data.
-    Raises InputError for fields that do not fit.
     """
     model_section = run_config["model"]
     # The named model's crop belongs to its published weights, not to this run.
@@ -226,10 +213,8 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
             config_fields[field] = model_section[field]
     if ("mean" in config_fields) != ("std" in config_fields):
         raise InputError("model.mean and model.std are given both, or neither")
-    parts = {}
-    for name, part in model_section["arch"].items():
-        if part is not None:
-            parts[name] = replace_lists(part)
+    section = model_section["arch"].items()
+    parts = {name: replace_lists(part) for name, part in section if part is not None}
     if model_section["name"]:
         base_config = registry.model_config(model_section["name"])
         arch = base_config.arch.with_fields(parts)
@@ -240,8 +225,7 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
             return config
     else:
         # A DeiT with changed parts, normalized like ImageNet
-        normalization: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-        arch = DEIT.with_fields(parts)
-        config = ViTConfig(**normalization | config_fields, arch=arch)
+        config_fields = registry.IMAGENET_NORMALIZATION | config_fields
+        config = ViTConfig(**config_fields, arch=DEIT.with_fields(parts))
     patch_grid(config.image_size, config.patch_size)  # raises for incomplete patches
     return config

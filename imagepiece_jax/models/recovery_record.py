@@ -121,10 +121,8 @@ class Recovery:
 
     def variant_for(self, model: ViT) -> RecoveredVariant | None:
         """The variant with a model's reduction, image size and depth, or None."""
-        for variant in self.variants:
-            if variant.fits_model(model):
-                return variant
-        return None
+        variants = (variant for variant in self.variants if variant.fits_model(model))
+        return next(variants, None)
 
     def variables_for(self, model: ViT, variables: Mapping) -> Mapping:
         """Replace dense variables by the recovered values of a model's variant."""

@@ -17,8 +17,8 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.architecture import Architecture
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD, ViTConfig
 
-DEIT_FIELDS: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-DEIT_FIELDS |= {"patch_size": 16, "depth": 12}
+IMAGENET_NORMALIZATION: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+DEIT_FIELDS = IMAGENET_NORMALIZATION | {"patch_size": 16, "depth": 12}
 DEIT_FIELDS["preprocessing"] = Preprocessing(224, crop=0.9)  # crop of DeiT's authors
 MINI_FIELDS = DEIT_FIELDS | {"patch_size": 2, "depth": 6}
 MINI_FIELDS["preprocessing"] = Preprocessing(16)
@@ -79,15 +79,12 @@ def model_config(name: str) -> ViTConfig:
     parts = {part: fields.pop(part) for part in ("gelu", "resize") if part in fields}
     if "." not in name:
         fields.pop("prop_attn", None)  # only some of the weights have it
-    architecture = name.partition(".")[0]
-    return build_config(architecture, name=name, **fields).with_arch(**parts)
+    config = build_config(name.partition(".")[0], name=name, **fields)
+    return config.with_arch(**parts)
 
 
 def build_config(architecture: str, **config_fields: Any) -> ViTConfig:
-    """Make the config of a timm architecture with further ViTConfig fields.
-
-    Raises InputError for an unknown architecture.
-    """
+    """Make the config of a timm architecture with further ViTConfig fields."""
     if architecture not in public_models():
         raise InputError(f"architecture is {architecture!r}; {KNOWN_MODELS_TEXT}")
     row = public_models()[architecture]

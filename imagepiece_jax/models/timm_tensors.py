@@ -59,7 +59,6 @@ def make_variables(
     fresh_parts: parts to draw even if there are tensors, named as for `from_timm`
     known_variables: variables to use instead of tensors
     Returns (variables, names of drawn parts); values from tensors are NumPy arrays.
-    Raises StateDictMismatch if the tensors do not fit.
     """
     known_variables = known_variables or {}
     # `from_timm` passes fresh parts through: shapes, or given variables.

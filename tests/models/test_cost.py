@@ -43,11 +43,15 @@ def test_only_steps_with_an_effect_cost_and_are_listed():
         def extra_macs(self, n_in, embed_dim, num_heads):
             return 1000 * n_in + 10 * embed_dim + num_heads
 
-    rules = KeepShare(1.0), KeepShare(0.5)
-    plan = plan_blocks(2, 16, [Step(i, Costly(), rule) for i, rule in enumerate(rules)])
-    model = tiny_vit.imagenet_vit(plan, 8, 2)
-    assert sum(cost.reducer_macs(model, layer) for layer in plan) == 16082
-    assert [cost.describe_reduction(layer) for layer in plan] == ["", "Costly: 16 - 8"]
+    def make_plan(reducer):
+        steps = [Step(block, reducer, KeepShare(1 - block / 2)) for block in (0, 1)]
+        return plan_blocks(2, 16, steps)
+
+    plans = make_plan(Costly()), make_plan(Reducer())
+    costly, free = (model_macs(tiny_vit.imagenet_vit(plan, 8, 2)) for plan in plans)
+    assert costly - free == 16082
+    texts = [cost.describe_reduction(block_plan) for block_plan in plans[0]]
+    assert texts == ["", "Costly: 16 - 8"]
 
 
 def test_parts_of_a_model_are_counted_by_hand():

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -10,11 +12,15 @@ from imagepiece_jax.models.create import (
     with_plan,
 )
 from imagepiece_jax.reduction import schedules
-from imagepiece_jax.reduction.methods import METHODS
+from imagepiece_jax.reduction.methods import METHODS, method_name
 from imagepiece_jax.reduction.methods.diffrate import load_schedules
+from imagepiece_jax.reduction.methods.method import Method
+from imagepiece_jax.reduction.methods.recommended import replace_placeholder
 from imagepiece_jax.reduction.methods.tome import ToMe
 from imagepiece_jax.reduction.reduction import Reduction
-from tests.helpers import named_models
+from imagepiece_jax.weights.load import load
+from imagepiece_jax.weights.save import save
+from tests.helpers import named_models, tiny_vit
 from tests.helpers.refused_calls import refused
 
 LATER = "proportional-1"  # all tokens stay in block 0
@@ -32,17 +38,16 @@ REASONS = {
 }
 
 
-def build_deit(reduction=None, **fields):
-    return create_model(named_models.config("deit_ti", **fields), reduction)
+def image_tokens(model):
+    return [layer.mlp_tokens - model.config.arch.prefix for layer in model.plan]
 
 
 def fit_reduction(reduction, model=None):
     """The reduction as counts, its share of the dense MACs, and counts by block."""
-    model = model or build_deit()
+    model = model or create_model("deit_ti")
     fitted = fit_to_cost(Reduction.read(reduction), model)
     reduced = with_plan(model, fitted)
-    left = [layer.mlp_tokens - 1 for layer in reduced.plan]
-    return fitted, share_of_dense(reduced), left
+    return fitted, share_of_dense(reduced), image_tokens(reduced)
 
 
 @pytest.mark.parametrize("name, counts", sorted({*FOLLOWED}))
@@ -105,6 +110,8 @@ def test_all_macs_is_the_dense_model_and_counts_stay():
     counts = (*range(190, 70, -10),)
     fitted, _, left = fit_reduction(ToMe(counts=counts))
     assert (fitted.method.counts, (*left,)) == (counts, counts)
+    with refused("reduction 0.1", "0.147"):  # the nearest cost
+        create_model("deit_ti", 0.1)
 
 
 SIZES = [("vit_mini", 16), ("vit_small_patch14_dinov2.lvd142m", 518)]
@@ -130,3 +137,63 @@ def test_diffrates_counts_scale_to_unpublished_sizes():
     expected = [1 + int(1369 * (tokens - 1) / 196 + 0.5) for tokens in prune]
     assert method.prune == tuple(expected)
     assert method.merge[-1] == 1 + int(1369 * (merge[-1] - 1) / 196 + 0.5)
+
+
+def test_half_of_deit_by_hand(capsys):
+    """Counts are 196 k, 196 k^2 and 196 k^3, rounded down, for k = .51.
+
+    A reducing block's attention still has the tokens before the step.
+    """
+    model = create_model("deit_ti", 0.5)
+    assert [int(196 * 0.51001**k) for k in (1, 2, 3)] == [99, 50, 26]
+    counts = [196] * 3 + [99] * 3 + [50] * 3 + [26] * 3
+    assert image_tokens(model) == counts
+
+    def block(before, after):
+        attention = 4 * 192**2 * before + 2 * 192 * before**2
+        return attention + 8 * 192**2 * after
+
+    tokens = [197, *(count + 1 for count in counts)]
+    blocks = [block(*pair) for pair in zip(tokens, tokens[1:], strict=False)]
+    ends = 196 * 768 * 192 + 192 * 1000  # stem and head
+    share = (sum(blocks) + ends) / (12 * block(197, 197) + ends)
+    assert share == pytest.approx(share_of_dense(model), abs=1e-3)
+    assert abs(share - 0.5) <= COST_TOLERANCE
+    assert "counts 99, 50, 26" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "macs, facts, name, fields",
+    [
+        (0.5, {}, "peaks", {"blocks": (3, 6, 9)}),
+        # LV-ViT-S and M by DynamicViT's authors
+        (0.5, {"depth": 20}, "peaks", {"blocks": (5, 10, 15)}),
+        (0.5, {"depth": 2}, "peaks", {"blocks": (0, 1)}),
+        (0.5, {"depth": 1}, "peaks", {"blocks": (0,)}),
+        (0.5, {"pool": "mean"}, "tome", {}),  # a class token that no head reads
+        (0.5, {"classes": 0}, "tome", {}),
+        # Below .45 three blocks would remove too much at once.
+        (0.45, {}, "peaks", {"blocks": (3, 6, 9)}),
+        (0.44, {}, "peaks", {"counts": "proportional-1"}),
+    ],
+)
+def test_recommended_method_of_each_kind_of_model(macs, facts, name, fields):
+    method = replace_placeholder(Method(macs=macs), named_models.facts(**facts))
+    assert method_name(method) == name
+    assert vars(method).items() >= (fields | {"macs": macs}).items()
+
+
+def test_a_cost_is_saved_as_method_and_counts(tmp_path, capsys):
+    vit = tiny_vit.pretrained(arch={"pool": "token"}).with_reduction(0.7)
+    assert vit.reduction.name == "peaks"
+    (message,) = capsys.readouterr().err.splitlines()
+    save(vit, tmp_path / "saved")
+    content = json.loads((tmp_path / "saved" / "config.json").read_text())
+    written = content["imagepiece_jax"]["reduction"]
+    assert written == f"{vit.reduction}:prop_attn={vit.model.prop_attn}"
+    again = load(tmp_path / "saved")
+    assert (again.reduction, again.model.plan) == (vit.reduction, vit.model.plan)
+    assert capsys.readouterr().err == ""  # nothing is chosen anew
+    chosen_again = load(tmp_path / "saved", reduction=0.7)
+    assert (chosen_again.reduction, chosen_again.label) == (vit.reduction, vit.label)
+    assert capsys.readouterr().err == f"{message}\n"
