@@ -17,26 +17,15 @@ from tests.helpers import oracles, oracles_peaks, tiny_vit
 from tests.helpers.reduction_steps import apply
 from tests.models.test_vit_families import small_case
 
-DINOV3 = Architecture(
-    registers=2,
-    positions=False,
-    rotary=Rotary("center", 100.0, planes="halves"),
-    key_bias=False,
-    norm_eps=1e-5,
-    layer_scale=True,
-    pool="mean",
-)
-EVA02 = Architecture(
-    rotary=Rotary(reference=(4, 4)),
-    key_bias=False,
-    attn_norm=True,
-    mlp_norm=True,
-    mlp="swiglu",
-    pool="mean",
-    final_norm=False,
-    fc_norm=True,
-)
-ARCHS = {"dinov3": DINOV3, "eva02": EVA02}
+BOTH = {"key_bias": False, "pool": "mean"}
+DINOV3 = {"registers": 2, "positions": False, "norm_eps": 1e-5, "layer_scale": True}
+DINOV3["rotary"] = Rotary("center", 100.0, planes="halves")
+EVA02 = {"attn_norm": True, "mlp_norm": True, "mlp": "swiglu", "fc_norm": True}
+EVA02 |= {"final_norm": False, "rotary": Rotary(reference=(4, 4))}
+ARCHS = {
+    "dinov3": Architecture(**BOTH, **DINOV3),
+    "eva02": Architecture(**BOTH, **EVA02),
+}
 GRID = 5
 WIDTH = 24
 HEADS = 3  # of 8 channels, four planes
@@ -58,33 +47,26 @@ def test_coordinates_of_dinov3_and_eva02():
     assert places[[0, 1, 31, 32, -1]].tolist() == expected
     from_one = Rotary(start=1.0).coordinates((2, 2))
     assert from_one.tolist() == [[1, 1], [1, 2], [2, 1], [2, 2]]
-
-
-def angle(family, plane, place):
-    """The published angle of a plane of a head of 8 channels at (y, x)."""
-    axis, band = divmod(plane, 2)
-    if family == "dinov3":
-        return 2 * math.pi * place[axis] / 100 ** (band / 2)
-    return place[axis] / 10000 ** (band / 2)
-
-
-def rotate_head(family, head, place):
-    """Rotate a head's channels [8] at a place, as complex numbers."""
-    out = np.zeros(8)
-    for plane in range(4):
-        channels = [2 * plane, 2 * plane + 1]
-        if family == "dinov3":
-            channels = [plane, plane + 4]
-        number = complex(*head[channels]) * np.exp(1j * angle(family, plane, place))
-        out[channels] = number.real, number.imag
-    return out
-
-
-def test_axes_xy_rotate_by_x_first():
     places = np.float32([[[3, 7]]])
     by_y, by_x = (Rotary(axes=xy).rotations(places, 8)[0] for xy in ("yx", "xy"))
     np.testing.assert_array_equal(by_y, by_x[..., [2, 3, 0, 1]])
     assert by_y.ravel()[0] == pytest.approx(math.cos(3))
+
+
+def rotate_head(family, head, place):
+    """Rotate a head's channels [8] at (y, x) by the published angles."""
+    out = np.zeros(8)
+    for plane in range(4):
+        axis, band = divmod(plane, 2)
+        if family == "dinov3":
+            channels = [plane, plane + 4]
+            angle = 2 * math.pi * place[axis] / 100 ** (band / 2)
+        else:
+            channels = [2 * plane, 2 * plane + 1]
+            angle = place[axis] / 10000 ** (band / 2)
+        number = complex(*head[channels]) * np.exp(1j * angle)
+        out[channels] = number.real, number.imag
+    return out
 
 
 def test_packages_have_the_mean_coordinates_of_their_tokens():
@@ -99,14 +81,11 @@ def test_packages_have_the_mean_coordinates_of_their_tokens():
     assert unchanged.coordinates.tolist() == [places.tolist()]
 
 
-@pytest.mark.parametrize(
-    "name, masked",
-    [
-        *((name, False) for name in METHODS),
-        ("spvit", True),
-        ("imagepiece_dynamicvit", True),
-    ],
-)
+CASES = [(name, False) for name in METHODS]
+CASES += [("spvit", True), ("imagepiece_dynamicvit", True)]
+
+
+@pytest.mark.parametrize("name, masked", CASES)
 def test_every_token_has_coordinates(name, masked):
     depth, reduction, _ = small_case(name)
     model = rotary_model("dinov3", reduction, masked=masked, depth=max(depth, 2))
@@ -125,25 +104,17 @@ REDUCED = [("dinov3", TOME), ("dinov3", LEARNED), ("eva02", tiny_vit.IMAGEPIECE)
 REDUCED += [("dinov3", PEAKS), ("eva02", f"{PEAKS}:score=class_and_mean")]
 
 
-def capture_attention(model, variables, images):
-    """Outputs, and every block's projections and attention."""
-
-    def is_read(module, method):
-        return method == "__call__" and module.name in ("q", "k", "v", "attn")
-
-    run = functools.partial(
-        model.apply, capture_intermediates=is_read, mutable=["intermediates"]
-    )
-    out, values = jax.device_get(tiny_vit.jit(run)(variables, images))
-    return out, values["intermediates"]
+def is_read(module, method):
+    return method == "__call__" and module.name in ("q", "k", "v", "attn")
 
 
 @pytest.mark.parametrize("family, reduction", REDUCED)
 def test_attention_uses_the_tokens_coordinates(family, reduction):
     model = rotary_model(family, reduction)
-    images = tiny_vit.images(1)
     variables = tiny_vit.variables(model)
-    out, values = capture_attention(model, variables, images)
+    captured = {"capture_intermediates": is_read, "mutable": ["intermediates"]}
+    run = tiny_vit.jit(functools.partial(model.apply, **captured))
+    out, values = jax.device_get(run(variables, tiny_vit.images(1)))
     grid = ARCHS[family].rotary.coordinates((GRID, GRID)).astype(float)
     prefix = model.config.arch.prefix
     decisions = list(zip(out.results, out.reducer_inputs, strict=True))
@@ -153,16 +124,15 @@ def test_attention_uses_the_tokens_coordinates(family, reduction):
         site = layer.step.site if layer.counts else None
         if site == "pre":
             groups, places = move_groups(*decisions.pop(0), groups, places, grid)
-        attention = values[f"blocks_{block}"]["attn"]
+        attention = values["intermediates"][f"blocks_{block}"]["attn"]
         query, key, value = (
             attention[name]["__call__"][0].reshape(-1, HEADS, 8).astype(float)
             for name in "qkv"
         )
         plain_key = key.copy()
         for token, place in enumerate(places, start=prefix):
-            for head in range(HEADS):
-                for heads in (query, key):
-                    heads[token, head] = rotate_head(family, heads[token, head], place)
+            for head in (*query[token], *key[token]):
+                head[:] = rotate_head(family, head, place)
         bias = 0.0
         if model.prop_attn:
             bias = np.log([1] * prefix + [len(group) for group in groups])

@@ -35,27 +35,19 @@ def fixture_model(name, fixture):
     """A model, and its tensors as the package names them."""
     tensors = stored(name, fixture)
     ratio = tensors["blocks.0.mlp.fc2.weight"].shape[1] / SIZE["embed_dim"]
-    model = create_model(
-        named_models.config(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
-    )
-    return model, naming.read_timm_tensors(tensors)
+    config = named_models.config(name, image_size=IMAGE, mlp_ratio=ratio, **SIZE)
+    return create_model(config), naming.read_timm_tensors(tensors)
 
 
 @pytest.mark.parametrize("name", [DINOV3, EVA02])
-def test_logits_and_features_equal_timms(fixture, name):
+def test_outputs_equal_timms_and_tensors_convert_back(fixture, name):
+    model, tensors = fixture_model(name, fixture)
     image = fixture[f"{name}/image"].astype(np.float32)
-    out = parity_record.run_tensors(*fixture_model(name, fixture), image)
+    out = parity_record.run_tensors(model, tensors, image)
     for field, ours in (("logits", out.logits), ("features", out.tokens)):
         assert parity_record.distance(ours, fixture[f"{name}/{field}"]) < ALLOWED
-
-
-@pytest.mark.parametrize("name", [DINOV3, EVA02])
-def test_tensors_convert_back_to_timms(fixture, name):
-    model, tensors = fixture_model(name, fixture)
     variables = timm_tensors.from_timm(tensors, variable_shapes(model))
-    converted = naming.pack_for_timm(
-        timm_tensors.to_timm(variables), model.config.arch, name
-    )
-    expected = stored(name, fixture)
-    expected = {key: tensor.astype(np.float32) for key, tensor in expected.items()}
+    converted = timm_tensors.to_timm(variables)
+    converted = naming.pack_for_timm(converted, model.config.arch, name)
+    expected = {k: v.astype(np.float32) for k, v in stored(name, fixture).items()}
     chex.assert_trees_all_equal(converted, expected)
