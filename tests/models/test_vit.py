@@ -17,15 +17,18 @@ from tests.helpers.rounding import assert_close
 assert_outputs_close = functools.partial(assert_close, units=128)
 
 
+def reducing_blocks(model):
+    return [block for block, plan in enumerate(model.plan) if plan.counts]
+
+
 def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=False):
     """Stacked float64 outputs: logits, tokens, sizes, and block inputs per image."""
-    steps = [block for block, layer in enumerate(model.plan) if layer.counts]
     params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
     options = {"heads": tiny_vit.HEADS, "patch": tiny_vit.PATCH, "prop_attn": prop_attn}
     outputs = []
     for b, image in enumerate(np.asarray(images, float)):
         moves = {}
-        for block, result in zip(steps, results, strict=True):
+        for block, result in zip(reducing_blocks(model), results, strict=True):
             weight = None if result.weight is None else np.asarray(result.weight[b])
             slots = np.asarray(result.slot_of_token[b])
             moves[block] = slots, weight, result.n_out, result.mean
@@ -41,30 +44,25 @@ def slow_outputs(model, variables, images, results=(), scale=None, prop_attn=Fal
     return np.stack(logits), np.stack(tokens), np.stack(size), records
 
 
-SCORES = {"cls_attn": "class", "mean_attn": "mean"}
-SCORES["cls_and_mean_attn"] = "class_and_mean"
+PIECE = tiny_vit.IMAGEPIECE
+SLOW = {  # {name: (reduction, attention row in reducer inputs, score)}
+    "dense": ("none", None, None),
+    "key": (PIECE, "cls_attn", "class"),
+    "token": (f"{PIECE}:metric=token:size_weighting=False", "cls_attn", "class"),
+    "fused": (tiny_vit.FUSED, "cls_attn", "class"),
+    "both rows": (
+        f"{PIECE}:score=class_and_mean",
+        "cls_and_mean_attn",
+        "class_and_mean",
+    ),
+    "mean row": (f"{tiny_vit.FUSED}:score=mean", "mean_attn", "mean"),
+}
 
 
-def row_scores(inputs, slow):
-    """A reducer's attention row, and the slow block's."""
-    (name,) = [name for name in SCORES if getattr(inputs, name) is not None]
-    slow_scores = oracles_peaks.scores(SCORES[name], slow.query, slow.key, slow.size)
-    return getattr(inputs, name), slow_scores
-
-
-@pytest.mark.parametrize(
-    "reduction, prop_attn",
-    [
-        ("none", False),
-        (tiny_vit.IMAGEPIECE, True),
-        (f"{tiny_vit.IMAGEPIECE}:metric=token:size_weighting=False", False),
-        (tiny_vit.FUSED, True),
-        (f"{tiny_vit.IMAGEPIECE}:score=class_and_mean", True),
-        (f"{tiny_vit.FUSED}:score=mean", True),
-    ],
-    ids=["dense", "key", "token", "fused", "both rows", "mean row"],
-)
-def test_a_model_equals_a_slow_deit_with_the_same_moves(reduction, prop_attn):
+@pytest.mark.parametrize("name", SLOW)
+def test_a_model_equals_a_slow_deit_with_the_same_moves(name):
+    reduction, row, score = SLOW[name]
+    prop_attn = name not in ("dense", "token")
     model = tiny_vit.model(reduction, prop_attn=prop_attn)
     variables = tiny_vit.variables(model)
     images = tiny_vit.images(2)
@@ -76,19 +74,18 @@ def test_a_model_equals_a_slow_deit_with_the_same_moves(reduction, prop_attn):
     assert_outputs_close(out.tokens, tokens)
     np.testing.assert_array_equal(out.state.size, size)
     slots = np.asarray(tiny_vit.final_slots(out))
-    steps = [block for block, layer in enumerate(model.plan) if layer.counts]
-    assert len(out.results) == len(out.reducer_inputs) == len(steps)
-    assert len(steps) > 1 or reduction == "none"
+    blocks = reducing_blocks(model)
+    assert len(blocks) > 1 or name == "dense"
+    steps = list(zip(blocks, out.reducer_inputs, out.results, strict=True))
     for b in range(2):
         source = np.arange(tiny_vit.TOKENS)
-        for block, inputs, result in zip(
-            steps, out.reducer_inputs, out.results, strict=True
-        ):
+        for block, inputs, result in steps:
             record = records[b][block]
-            scores, slow_scores = row_scores(inputs, record)
-            assert_outputs_close(scores[b], slow_scores[1:])
+            attention = record.query, record.key, record.size
+            slow_scores = oracles_peaks.scores(score, *attention)
+            assert_outputs_close(getattr(inputs, row)[b], slow_scores[1:])
             assert_outputs_close(inputs.x[b], record.x[1:])
-            if "metric=token" in reduction and inputs.metric is not None:
+            if name == "token" and inputs.metric is not None:
                 assert_outputs_close(inputs.metric[b], record.x[1:])
             elif inputs.metric is not None:
                 assert_outputs_close(inputs.metric[b], record.key[1:].mean(axis=1))
@@ -196,15 +193,15 @@ def test_post_norms_end_the_branches():
     variables = tiny_vit.variables(model)
     block = variables["params"]["blocks_0"]
     norms = block["norm1"], block["norm2"]
-    for norm in norms:
-        norm["scale"] = np.zeros_like(norm["scale"])
     run = tiny_vit.compiled(model.apply)
-    x = run(variables, tiny_vit.images()).state.x
+    states = []
     added = norms[0]["bias"] + norms[1]["bias"]
-    for norm in norms:
-        norm["bias"] = np.zeros_like(norm["bias"])
-    before = run(variables, tiny_vit.images()).state.x
-    assert_outputs_close(x - before, np.broadcast_to(added, x.shape))
+    for name in ("scale", "bias"):
+        for norm in norms:
+            norm[name] = np.zeros_like(norm[name])
+        states.append(run(variables, tiny_vit.images()).state.x)
+    after, before = states
+    assert_outputs_close(after - before, np.broadcast_to(added, after.shape))
 
 
 def test_without_a_pool_logits_are_all_tokens():
@@ -233,10 +230,8 @@ def test_the_head_reads_the_mean_of_remaining_patches(reduction):
 
 def test_every_key_and_block_draws_independently():
     """Four images are two images, repeated: the same pixels draw other tokens."""
-    models = [
-        tiny_vit.model(f"random:keep_rate=0.6:blocks=({block},)", depth=2)
-        for block in (0, 1)
-    ]
+    reductions = [f"random:keep_rate=0.6:blocks=({block},)" for block in (0, 1)]
+    models = [tiny_vit.model(reduction, depth=2) for reduction in reductions]
     variables = tiny_vit.variables(models[0])
     images = jnp.concatenate([tiny_vit.images(2)] * 2)
 
@@ -248,10 +243,8 @@ def test_every_key_and_block_draws_independently():
     keys = sample_keys(4)
     draws = np.asarray(kept_tokens({"reducer": keys}))
     assert (draws.sum(axis=2) == 15).all()
-    default_draws = np.asarray(kept_tokens(None))
-    for each in (draws, default_draws):
+    for each in (draws, np.asarray(kept_tokens(None))):
         assert len({row.tobytes() for row in each.reshape(8, -1)}) == 8
-    np.testing.assert_array_equal(default_draws, kept_tokens(None))
     # Rolled keys roll the draws.
     rolled = kept_tokens({"reducer": jnp.roll(keys, 1)})
     np.testing.assert_array_equal(rolled, np.roll(draws, 1, axis=1))

@@ -63,7 +63,6 @@ def small_case(name):
 
 SOFT = {"token_learner"}  # no patch is in one token alone
 DIFFERENT = ("distilled", "dinov2", "siglip", "mae")
-IMAGES = (2, tiny_vit.SIDE, tiny_vit.SIDE, 3)
 RUN = list(zip(METHODS, itertools.cycle(DIFFERENT), strict=False))
 
 
@@ -79,9 +78,9 @@ def read_outputs(model, variables):
     call = BlockReduction.__call__
 
     def record_prefix(reduction, state, *args):
-        after, record = call(reduction, state, *args)
-        states.append([state.x[:, :prefix] for state in (state, after)])
-        return after, record
+        after, decision = call(reduction, state, *args)
+        states.append([each.x[:, :prefix] for each in (state, after)])
+        return after, decision
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BlockReduction, "__call__", record_prefix)
@@ -97,16 +96,14 @@ TRACED -= {*RUN}
 @pytest.mark.parametrize("name, family", sorted(TRACED))
 def test_every_method_runs_on_every_family(name, family):
     model = family_model(name, family)
-    images = jax.ShapeDtypeStruct(IMAGES, np.float32)
-    out = jax.eval_shape(model.apply, tiny_vit.shapes(model), images)
+    out = jax.eval_shape(model.apply, tiny_vit.shapes(model), tiny_vit.images(2))
     left = model.plan[-1].mlp_tokens
     if num_kept := small_case(name)[-1]:
         left = num_kept + PREFIX[family]
     assert model.config.arch.prefix == PREFIX[family]
     assert out.logits.shape == (2, tiny_vit.CLASSES)
     assert out.tokens.shape == out.state.x.shape == (2, left, tiny_vit.WIDTH)
-    assert out.state.size.shape == (2, left)
-    assert model.plan[-1].mlp_tokens == left
+    assert out.state.size.shape == (2, model.plan[-1].mlp_tokens) == (2, left)
     counts = [layer.counts for layer in model.plan if layer.counts]
     for inputs, count in zip(out.reducer_inputs, counts, strict=True):
         assert inputs.x.shape == (2, count.n_in, tiny_vit.WIDTH)  # image tokens alone
@@ -117,9 +114,8 @@ def test_the_prefix_stays_and_every_patch_is_counted(name, family):
     model = family_model(name, family)
     prefix = PREFIX[family]
     variables = tiny_vit.variables(model)
-    logits, size, token_of_patch, states = tiny_vit.jit(
-        functools.partial(read_outputs, model)
-    )(variables)
+    run = tiny_vit.jit(functools.partial(read_outputs, model))
+    logits, size, token_of_patch, states = run(variables)
     assert np.isfinite(logits).all()
     assert size.shape == (2, model.plan[-1].mlp_tokens)
     assert bool(states) == (name != "none")

@@ -8,22 +8,10 @@ import re
 import pytest
 
 from imagepiece_jax.reduction.methods import METHODS
-from tests.helpers import tiny_vit
-from tests.helpers.traced_programs import (
-    REDUCED,
-    SMALL,
-    replace_core,
-    trace_model,
-    unwanted_operations,
-)
+from tests.helpers import tiny_vit, traced_programs
+from tests.helpers.traced_programs import REDUCED, SMALL, trace_model
 from tests.models.test_rotary import ARCHS
 from tests.models.test_vit_families import FAMILIES
-
-
-@pytest.fixture
-def without_core(monkeypatch):
-    replace_core(monkeypatch)
-
 
 ALL_KEPT = "evit:keep_rate=1.0:blocks=(0,)"
 IDENTITY = tiny_vit.with_fields(tiny_vit.IMAGEPIECE, keep_rate=1.0, merge_ratio=0.0)
@@ -61,19 +49,16 @@ def program_text(jaxpr):
 EXPECTED = {"mctf": "attention weights"}
 # These methods evaluate with another program than they train.
 BY_MODE = ("none", "dynamicvit", "spvit", "token_learner", "imagepiece_dynamicvit")
+PROGRAMS = [(True, name) for name in {**METHODS, **REDUCED}]
+PROGRAMS += [(False, name) for name in BY_MODE]
 
 
-@pytest.mark.parametrize(
-    "train, name",
-    [
-        *((True, name) for name in {**METHODS, **REDUCED}),
-        *((False, name) for name in BY_MODE),
-    ],
-)
-def test_no_sort_scatter_or_attention_matrix(without_core, name, train):
+@pytest.mark.parametrize("train, name", PROGRAMS)
+def test_no_sort_scatter_or_attention_matrix(monkeypatch, name, train):
     """Training does not mask here, and no option reads columns of the weights."""
+    traced_programs.replace_core(monkeypatch)
     model = tiny_vit.model(SMALL[name], stem="conv" if name == "none" else "patch")
     assert name == "none" or any(layer.counts for layer in model.plan)
-    found = unwanted_operations(model, train=train)
+    found = traced_programs.unwanted_operations(model, train=train)
     assert bool(found) == (name in EXPECTED), found
     assert all(line.startswith(EXPECTED[name]) for line in found), found
