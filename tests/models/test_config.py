@@ -39,15 +39,10 @@ def test_a_wrong_field_is_named_with_its_value(fields, message):
         tiny_vit.model(**fields)
 
 
-def test_a_model_without_a_name_has_its_fields():
-    size = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
-    arch = {"gelu": "quick", "norm_eps": 1e-5, "registers": 2}
-    model = create_model(named_models.config(None, image_size=18, arch=arch, **size))
-    assert model.config.arch == Architecture(gelu="quick", norm_eps=1e-5, registers=2)
-    assert model.plan[0].attn_tokens == 16 + 3  # two of 18 pixels are cut
+def test_an_architecture_is_read_from_json():
     rotary_arch = Architecture(rotary=Rotary(origin="center", reference=(3, 4)))
     fields = json.loads(json.dumps(dataclasses.asdict(rotary_arch)))
-    assert named_models.config(None, arch=fields, **size).arch == rotary_arch
+    assert Architecture(**fields) == rotary_arch
 
 
 MAE = "vit_base_patch16_224.mae"  # as ToMe's authors use it
@@ -63,7 +58,6 @@ MAE = "vit_base_patch16_224.mae"  # as ToMe's authors use it
         ("deit_ti", "tome:prop_attn=False", {"prop_attn": True}, False),
         (MAE, "tome", {}, False),
         (MAE, "tome", {"prop_attn": True}, True),
-        ("vit_base_patch16_224.dino", "tome", {}, True),
     ],
 )
 def test_when_attention_is_proportional(name, reduction, given, used):

@@ -1,6 +1,7 @@
 """Models on two devices of a mesh with explicit axes, `jax.make_mesh`'s default."""
 
 import contextlib
+import functools
 
 import chex
 import jax
@@ -53,17 +54,12 @@ def test_a_training_step_equals_one_on_one_device(reduction, fields, within, mes
     variables = dict(tiny_vit.variables(model))
     params = variables.pop("params")
 
+    run = functools.partial(model.apply, with_states=True, mutable=["batch_stats"])
+
     @tiny_vit.jit
     def step(params, statistics, images, keys):
         def loss(params):
-            outputs, changed = model.apply(
-                {"params": params, **statistics},
-                images,
-                train=True,
-                keys=keys,
-                with_states=True,
-                mutable=["batch_stats"],
-            )
+            outputs, changed = run({"params": params, **statistics}, images, True, keys)
             tokens = outputs.tokens + outputs.states[-1].x  # of one kind
             return (outputs.logits**2).sum(), (changed, tokens)
 
@@ -117,9 +113,7 @@ def test_a_model_runs_inside_a_module_with_rngs(mesh):
     images = tiny_vit.images(BATCH)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     variables = tiny_vit.fill(jax.eval_shape(module.init, rngs, images))
-    apply = tiny_vit.jit(
-        lambda v, x: module.apply(v, x, rngs={"dropout": rngs["dropout"]})
-    )
+    apply = tiny_vit.jit(functools.partial(module.apply, rngs=rngs))
     expected = apply(variables, images)
     actual = apply(place_variables(variables, mesh), divide(images, mesh))
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
