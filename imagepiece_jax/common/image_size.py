@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.errors import InputError
 
-ImageSize: TypeAlias = int | tuple[int, int]
+Sides: TypeAlias = tuple[int, int]  # (height, width)
+ImageSize: TypeAlias = int | Sides
 # Per image. Pillow refuses more as a decompression bomb. A decoded image of this size
 # takes 540 MB, and decoding it takes a few times as much.
 MAX_PIXELS = 178_956_970
@@ -24,7 +25,7 @@ def checked_size(image_size: Any) -> ImageSize:
     return (height, width) if isinstance(image_size, tuple | list) else height
 
 
-def image_sides(image_size: ImageSize) -> tuple[int, int]:
+def image_sides(image_size: ImageSize) -> Sides:
     """(height, width) of an image size, a number or a pair."""
     if isinstance(image_size, tuple | list):
         return tuple(image_size)
@@ -36,9 +37,7 @@ def size_text(image_size: ImageSize) -> str:
     return "{}x{}".format(*image_sides(image_size))
 
 
-def patch_grid(
-    image_size: ImageSize, patch_size: int, cut: bool = False
-) -> tuple[int, int]:
+def patch_grid(image_size: ImageSize, patch_size: int, cut: bool = False) -> Sides:
     """(height, width) in patches of an image of `image_size`.
 
     cut: ignore the pixels of incomplete patches, as some published models do

@@ -51,9 +51,7 @@ def onnx_op(fn: Callable) -> Callable:
     return call_marked
 
 
-def read_marked_call(
-    equation: JaxprEqn, operands: Sequence
-) -> tuple[str, Sequence, dict]:
+def read_marked_call(equation: JaxprEqn, operands: Sequence) -> tuple:
     """(name, args, options) of an equation's marked call.
 
     operands: replace the equation's arrays

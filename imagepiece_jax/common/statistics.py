@@ -14,6 +14,8 @@ from scipy import special
 
 NORMAL_QUANTILE = 1.959964  # standard errors of a 95 % interval
 WITHIN_NOISE = "within noise"
+Answers = Bool[np.ndarray, " images"]  # whether each image's answer is right
+Values = Num[np.ndarray, " images"]
 
 
 class Estimate(NamedTuple):
@@ -24,7 +26,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-def estimate_accuracy(is_right: Bool[np.ndarray, " images"]) -> Estimate:
+def estimate_accuracy(is_right: Answers) -> Estimate:
     """Percent of right answers, with its interval (Wilson, 1927)."""
     n = is_right.size
     # Unlike value +- 1.96 standard errors, Wilson's interval stays inside 0..100 and is
@@ -41,9 +43,7 @@ def estimate_accuracy(is_right: Bool[np.ndarray, " images"]) -> Estimate:
     return Estimate(100 * share, 100 * low, 100 * high)
 
 
-def paired_difference(
-    is_right: Bool[np.ndarray, " images"], base_right: Bool[np.ndarray, " images"]
-) -> Estimate:
+def paired_difference(is_right: Answers, base_right: Answers) -> Estimate:
     """Accuracy `is_right` - `base_right` in points, paired by image."""
     num_gained, num_lost = count_discordant(is_right, base_right)
     # Agresti and Min, 2005, for paired proportions: half an image more in every cell of
@@ -59,9 +59,7 @@ def paired_difference(
     return Estimate(value, max(low, -100.0), min(high, 100.0))
 
 
-def mean_difference(
-    values: Num[np.ndarray, " images"], base_values: Num[np.ndarray, " images"]
-) -> Estimate:
+def mean_difference(values: Values, base_values: Values) -> Estimate:
     """Mean of values - base_values, paired, with its interval (Student, 1908)."""
     # Two images or more: a single image has no deviation.
     differences = np.asarray(values, np.float64) - np.asarray(base_values, np.float64)
@@ -71,22 +69,18 @@ def mean_difference(
     return Estimate(float(mean), float(mean - half_width), float(mean + half_width))
 
 
-def mean_share(percentages: Num[np.ndarray, " images"]) -> Estimate:
+def mean_share(percentages: Values) -> Estimate:
     """Mean of percentages, with its interval inside 0..100."""
     estimate = mean_difference(percentages, np.zeros(len(percentages)))
     return Estimate(*np.clip(estimate, 0, 100).tolist())
 
 
-def count_discordant(
-    is_right: Bool[np.ndarray, " images"], base_right: Bool[np.ndarray, " images"]
-) -> tuple[int, int]:
+def count_discordant(is_right: Answers, base_right: Answers) -> tuple[int, int]:
     """(images right only in `is_right`, images right only in `base_right`)."""
     return int(np.sum(is_right & ~base_right)), int(np.sum(base_right & ~is_right))
 
 
-def mcnemar_p(
-    is_right: Bool[np.ndarray, " images"], base_right: Bool[np.ndarray, " images"]
-) -> float:
+def mcnemar_p(is_right: Answers, base_right: Answers) -> float:
     """Exact two-sided p that neither is better (McNemar, 1947)."""
     num_gained, num_lost = count_discordant(is_right, base_right)
     num_fewer = min(num_gained, num_lost)

@@ -128,9 +128,7 @@ def check_classes(
             )
 
 
-def checked_names(
-    names: Any, num_classes: int, field: str = "class_names"
-) -> tuple[str | None, ...]:
+def checked_names(names: Any, num_classes: int, field: str = "class_names") -> tuple:
     """Check names by label, as text or None; there are `num_classes`."""
     # These types have a length, but no names in an order.
     if isinstance(names, str | bytes | Mapping | Set) or len(names) != num_classes:

@@ -282,10 +282,8 @@ def find_splits(split_names: Collection[str], data_title: str) -> dict[str, str]
     return {split: name for split, (name,) in candidates.items() if name in split_names}
 
 
-def check_num_classes(
-    num_classes: int | None, num_data_classes: int, data_title: str
-) -> None:
+def check_num_classes(num_classes: int | None, num_in_data: int, title: str) -> None:
     """Check `num_classes`, unless None, against the class count of the data."""
-    if num_classes not in (None, num_data_classes):
-        subject = f"num_classes is {num_classes}, but {data_title}"
-        raise InputError(f"{subject} has {num_data_classes} classes")
+    if num_classes not in (None, num_in_data):
+        classes_text = f"num_classes is {num_classes}, but {title} has {num_in_data}"
+        raise InputError(f"{classes_text} classes")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+Batch = tuple[jax.Array, jax.Array]  # images [B, H, W, 3], targets [B, classes]
 BETA_TRIES = 8  # at least one try is accepted, except in 1 draw of 10^10
 
 
@@ -92,13 +93,11 @@ def cutmix_box(
     return box, 1 - box_area.astype(jnp.float32) / (height * width)
 
 
-def mix_batch(
-    mix: Mix, batch: tuple[jax.Array, jax.Array], partners: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
+def mix_batch(mix: Mix, batch: Batch, partners: Batch) -> Batch:
     """Mix partners into images [B, H, W, 3] and targets [B, classes].
 
-    batch: (images, targets); normalized images keep their dtype, and are mixed in
-        float32
+    Normalized images keep their dtype, and are mixed in float32.
+
     partners: the reversed global batch
     """
     images, targets = batch
