@@ -201,7 +201,7 @@ def _attend_odd_length(query, key, value, key_bias):
 
 
 def _odd_length_forward(query, key, value, key_bias):
-    """Attend with one token of padding: (result without it, function of its vjp)."""
+    """Attend with one token of padding: (result without it, its vjp function)."""
     length = key.shape[1]
 
     def attend_padded(*operands):

@@ -99,7 +99,7 @@ def fold_stem(
         bias = params["proj"].get("bias", jnp.zeros(dim, kernel.dtype))
         kernel = kernel.reshape(patch_size, 1, patch_size * channels, dim)
         return {"proj": _convolution_params(kernel, bias)}
-    # Batch norms are multiplied into the convolutions before them.
+    # Batch norms are multiplied into the convolutions before them, in float32.
     folded_params = {}
     for norm_name, mean_and_variance in batch_stats.items():  # norm_0, norm_1, ..
         conv_name = norm_name.replace("norm", "conv")

@@ -168,11 +168,9 @@ def gather_rows(
 def _gather_by_product(x, index):
     """`gather_rows` by rows of 0 and 1: not every compiler gathers computed indices."""
     shape = (*index.shape, *x.shape[2:])
-    is_row = (
-        index.reshape(index.shape[0], -1, 1)
-        == jnp.arange(x.shape[1], dtype=index.dtype)[None, None]
-    )
-    if x.ndim == 2:
+    flat_index = index.reshape(index.shape[0], -1, 1)
+    is_row = flat_index == jnp.arange(x.shape[1], dtype=index.dtype)[None, None]
+    if x.ndim == 2:  # single numbers, often integers, keep their type
         rows = jnp.sum(jnp.where(is_row, x[:, None, :], 0), axis=2, dtype=x.dtype)
     else:
         flat_x = x.reshape(*x.shape[:2], -1).astype(jnp.float32)

@@ -29,7 +29,7 @@ def trace_patches(
     )
     token_maps = [path.token_of_patch for path in follow_patches([*assignments])]
     every_patch = jnp.arange(num_patches, dtype=jnp.int32)
-    token_maps[0] = jnp.broadcast_to(every_patch, (batch, num_patches))
+    token_maps[0] = jnp.broadcast_to(every_patch, (batch, num_patches))  # was None
     return token_maps + [None] * (len(results) + 1 - len(token_maps))
 
 
@@ -74,9 +74,8 @@ def _follow_step(path, result, tokens, fill):
         return PatchPath(before_mixing=(path, result, tokens))
     token_of_patch = compose_maps(result.slot_of_token, path.token_of_patch)
     if fill == "nearest":
-        source_token = compose_maps(
-            find_nearest_slots(tokens, result), path.source_token
-        )
+        nearest_slots = find_nearest_slots(tokens, result)
+        source_token = compose_maps(nearest_slots, path.source_token)
         return path._replace(token_of_patch=token_of_patch, source_token=source_token)
     last_feature = None
     # After a Mixing, a patch has a part of every token, dropped tokens included.
@@ -85,6 +84,7 @@ def _follow_step(path, result, tokens, fill):
         if path.token_of_patch is not None:
             is_dropped = (path.token_of_patch == DROPPED)[..., None]
             last_feature = jnp.where(is_dropped, path.last_feature, last_feature)
+    # A patch's own token is the source of its feature.
     return PatchPath(token_of_patch, token_of_patch, last_feature, path.before_mixing)
 
 

@@ -60,9 +60,8 @@ def run_step(layer, block, prefix, form, x, size, probe):
             inputs = test_methods.step_inputs(state, keys, test_methods.GRID)
             all_metric = x if prefix == 1 else None
             inputs = inputs.replace(all_x=x, all_metric=all_metric)
-            result = test_methods.decide_filled(
-                layer.step.reducer, inputs, layer.counts
-            )
+            reducer = layer.step.reducer
+            result = test_methods.decide_filled(reducer, inputs, layer.counts)
             state = moves.apply_result(state, result)
         weights = probe[:, : state.x.shape[1]]
         return jnp.sum(state.x.astype(jnp.float32) * weights), (result, state)

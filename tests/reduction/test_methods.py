@@ -79,7 +79,6 @@ def short_plan(name, method, n0=N0):
 
 
 def image_keys(batch):
-    """One random key per image, for reducers that draw. -> [batch]."""
     return jax.random.split(jax.random.key(0), batch)
 
 
@@ -114,9 +113,7 @@ def run_plan(plan, x, keys):
 
 
 def patch_slots(results):
-    """Slots of patches before the first step and after every step; None if soft."""
-    slots = provenance.trace_patches(results, 3, N0)
-    return [None if slot is None else np.asarray(slot) for slot in slots]
+    return jax.tree.map(np.asarray, provenance.trace_patches(results, 3, N0))
 
 
 def block_keys(keys, block):
@@ -148,10 +145,8 @@ def random_tokens(dtype="float32", seed=0):
 
 @functools.cache
 def case_program(name, method):
-    plan = short_plan(name, method)
-
     def run(x, keys):
-        return run_plan(plan, x, keys=keys)
+        return run_plan(short_plan(name, method), x, keys)
 
     chex.clear_trace_counter()  # it counts by source line, over all cases
     return jax.jit(chex.assert_max_traces(run, n=1))
@@ -168,8 +163,7 @@ def walk(name, method, x=None, images=slice(None)):
     """States and results of a case, as NumPy arrays."""
     x = random_tokens() if x is None else x
     run = case_program(name, method)
-    states_and_results = run(jnp.asarray(x[images]), image_keys(3)[images])
-    return jax.tree.map(np.asarray, states_and_results)
+    return jax.tree.map(np.asarray, run(x[images], image_keys(3)[images]))
 
 
 def each_case(texts):

@@ -46,7 +46,8 @@ def authors_arrays(assets, start):
     theirs = {}
     for name in ("methods2", "reduced"):
         theirs |= np.load(assets / f"fixtures/deit_tiny_{name}.npz")
-    named = {k.removeprefix(start): v for k, v in theirs.items() if k.startswith(start)}
+    names = [name for name in theirs if name.startswith(start)]
+    named = {name.removeprefix(start): theirs[name] for name in names}
     if "source_argmax" in named:  # ToMe's: first the class token's
         named["source"] = named["source_argmax"][:, 1:] - 1
     return named

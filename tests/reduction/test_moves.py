@@ -55,14 +55,8 @@ def test_apply_equals_the_oracle(n, n_out, options):
         weight = size if assignment.by_size else np.ones(n)
         if assignment.weight is not None:
             weight = assignment.weight[image]
-        rows, sizes = oracles.apply_map(
-            state.x[image, prefix:],
-            size,
-            assignment.slot_of_token[image],
-            weight,
-            n_out,
-            assignment.mean,
-        )
+        tokens = (state.x[image, prefix:], size, assignment.slot_of_token[image])
+        rows, sizes = oracles.apply_map(*tokens, weight, n_out, assignment.mean)
         actual = np.asarray(moved.x[image, prefix:], float)
         np.testing.assert_allclose(actual, rows, rtol=rtol, atol=1e-6)
         np.testing.assert_array_equal(moved.size[image, prefix:], sizes)

@@ -79,10 +79,8 @@ def slow_slots(reducer, counts, scores, similarity):
     if reducer == TopK(fuse=True):
         slots = oracles.top_k(scores, counts.n_out - 1)
         return np.where(slots == DROPPED, counts.n_out - 1, slots)
-    merges = counts.n_in - counts.n_out
-    return oracles.retokenize(
-        scores, similarity, counts.candidates, merges, parity=reducer.parity
-    )
+    numbers = (counts.candidates, counts.n_in - counts.n_out, reducer.parity)
+    return oracles.retokenize(scores, similarity, *numbers)
 
 
 @pytest.mark.parametrize("n", (2, 3, 8, 19, 64))

@@ -90,9 +90,8 @@ def test_probe_scores_are_the_heads_attention_to_the_blocks_tokens():
             bias = np.log(inputs.size[image])
             _, weights = oracles.attention(query, key, key, bias)
             expected = weights[:, 0].mean(axis=0)
-            np.testing.assert_allclose(
-                inputs.probe[image], expected, rtol=1e-4, atol=1e-6
-            )
+            probe = inputs.probe[image]
+            np.testing.assert_allclose(probe, expected, rtol=1e-4, atol=1e-6)
     assert all_inputs[-1].size.max() > 1
 
 
@@ -160,9 +159,8 @@ def test_masked_tokens_change_no_other_score(score):
     def scores(x, mask=None):
         state = initial_state(x, 2).replace(mask=mask)
         _, attention_inputs = module.apply(variables, x, state, reducer.attention_reads)
-        inputs = ReducerInputs(
-            x[:, 2:], state.size[:, 2:], mask=mask, **attention_inputs
-        )
+        image = (x[:, 2:], state.size[:, 2:])
+        inputs = ReducerInputs(*image, mask=mask, **attention_inputs)
         return reducer.token_scores(inputs, StepCounts(5, 4, progress=1 / 3))
 
     masked_scores = tiny_vit.compiled(scores)(x, mask)

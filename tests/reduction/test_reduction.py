@@ -57,9 +57,8 @@ def test_equal_reductions_compute_the_same():
     assert short != Reduction.read("evit:prop_attn=True")
     assert short != Reduction.read("evit:keep_rate=.6")
     assert Reduction.read(None) == DENSE_REDUCTION == Reduction.read("none")
-    assert Reduction.read(ToMe(r=8), False) == Reduction.read(
-        "tome:r=8:prop_attn=False"
-    )
+    proportional = Reduction.read("tome:r=8:prop_attn=False")
+    assert Reduction.read(ToMe(r=8), False) == proportional
     with refused("prop_attn"):
         Reduction.read("tome:prop_attn=False", True)
     assert str(DENSE_REDUCTION) == "none"
@@ -100,7 +99,6 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(monkeypatch):
 
 
 def test_a_method_without_dataclass_is_refused_where_it_is_registered(monkeypatch):
-    """Its fields would be lost."""
     monkeypatch.setattr(METHODS, "data", dict(METHODS.data))
     with pytest.raises(InputError, match="dataclass"):
         METHODS["forgotten"] = type("Forgotten", (Method,), {"amount": 3})

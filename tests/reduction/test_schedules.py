@@ -1,6 +1,5 @@
 import pytest
 
-from imagepiece_jax.reduction.block_plan import plan_blocks
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.schedules import check_counts, scheduled_counts
 from tests.helpers.named_models import facts
@@ -28,8 +27,8 @@ def test_counts_by_hand(text, ratio, expected):
 
 def test_published_counts_are_reached_at_one_half():
     """At 2/3 shares are squared: 180 ** 2 / 196 = 165.3, 132 ** 2 / 196 = 88.9."""
-    plan = plan_blocks(12, 196, METHODS["imagepiece"]().steps(facts()))
-    imagepiece_counts = tuple(layer.mlp_tokens - 1 for layer in plan)
+    plan = METHODS["imagepiece"]().plan(facts())
+    imagepiece_counts = tuple(layer.mlp_tokens for layer in plan)
     assert scheduled_counts("imagepiece", 12, 196, 0.5) == imagepiece_counts
     stronger_counts = scheduled_counts("imagepiece", 12, 196, 2 / 3)
     assert (stronger_counts[0], stronger_counts[2]) == (165, 89)
@@ -42,10 +41,8 @@ def test_published_counts_are_reached_at_one_half():
 
 def test_scaling_keeps_the_proportions_of_removed_tokens():
     """At ratio 3/8, 6 and 3 of 16 tokens leave."""
-    method = METHODS["tome"](r=9, inflection=-1.0).scale_schedule(
-        3 / 8, facts(3, patches=16)
-    )
-    assert method.counts == (10, 7, 7)
+    method = METHODS["tome"](r=9, inflection=-1.0)
+    assert method.scale_schedule(3 / 8, facts(3, 16)).counts == (10, 7, 7)
 
 
 @pytest.mark.parametrize(

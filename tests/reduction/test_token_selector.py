@@ -48,9 +48,8 @@ def test_token_loss_is_over_live_tokens(prefix, teacher_prefix, packages):
     b = draw_normal(2, 4 + teacher_prefix, 3, seed=1)
     mask = np.float32([[1, 0, 1, 0], [0, 0, 1, 0]])
     image, token = np.nonzero(mask)
-    differences = (
-        np.float64(a)[image, prefix + token] - b[image, teacher_prefix + token]
-    )
+    differences = np.float64(a)[image, prefix + token]
+    differences -= b[image, teacher_prefix + token]
     results = (Masking(mask, append=jnp.zeros((2, 3))),) * packages
     live = np.hstack([mask, np.ones((2, packages), np.float32)])
     student = outputs(a, draw_normal(2, 5), results, jnp.asarray(live), prefix)

@@ -47,23 +47,24 @@ def join_closest_clusters(
         _, pair_index = find_first_largest(-distance.reshape(batch, -1))
         # Cluster b, the cluster with the later first token, becomes a part of a. `//`
         # would be nine operations.
-        a = jax.lax.div(pair_index[:, None], jnp.int32(num_tokens))
-        b = pair_index[:, None] - num_tokens * a
-        is_a = token == a
-        is_b = token == b
+        cluster_a = jax.lax.div(pair_index[:, None], jnp.int32(num_tokens))
+        cluster_b = pair_index[:, None] - num_tokens * cluster_a
+        is_a = token == cluster_a
+        is_b = token == cluster_b
         is_a_or_b = is_a | is_b
-        row_a = gather_rows(distance, a)[:, 0]
-        row_b = gather_rows(distance, b)[:, 0]
-        size_a = gather_rows(size, a)
-        merged_distance = link_distances(row_a, row_b, size_a, gather_rows(size, b))
+        row_a = gather_rows(distance, cluster_a)[:, 0]
+        row_b = gather_rows(distance, cluster_b)[:, 0]
+        size_a = gather_rows(size, cluster_a)
+        size_b = gather_rows(size, cluster_b)
+        merged_distance = link_distances(row_a, row_b, size_a, size_b)
         merged_distance = jnp.where(is_a_or_b, FAR_DISTANCE, merged_distance)
         distance = jnp.where(is_a[:, :, None], merged_distance[:, None, :], distance)
         distance = jnp.where(is_a[:, None, :], merged_distance[:, :, None], distance)
         is_of_b = is_b[:, :, None] | is_b[:, None, :]
-        size = jnp.where(is_a, size + gather_rows(size, b), size)
+        size = jnp.where(is_a, size + gather_rows(size, cluster_b), size)
         return (
             jnp.where(is_of_b, FAR_DISTANCE, distance),
-            jnp.where(first_token == b, a, first_token),
+            jnp.where(first_token == cluster_b, cluster_a, first_token),
             size,
         )
 

@@ -31,9 +31,9 @@ class Cells(Reducer):
         height, width = inputs.grid  # not None, see `check_fits`
         cell_row = jnp.arange(height) * self.size // height
         cell_column = jnp.arange(width) * self.size // width
-        cell = cell_row[:, None] * self.size + cell_column[None, :]
-        cell = cell.reshape(1, -1).astype(jnp.int32)
-        slot_of_token = jnp.broadcast_to(cell, inputs.size.shape)
+        cell_grid = cell_row[:, None] * self.size + cell_column[None, :]
+        slots = cell_grid.reshape(1, -1).astype(jnp.int32)
+        slot_of_token = jnp.broadcast_to(slots, inputs.size.shape)
         return Assignment(slot_of_token, n_out=counts.n_out)
 
 

@@ -20,6 +20,6 @@ def test_published_schedule_of_mae(model_name, arch, gmacs):
         named_models.config(model_name, arch=arch, num_classes=1000), reduction
     )
     _, merge = load_schedules("mae_b")[gmacs]
-    assert tuple(p.mlp_tokens for p in model.plan) == merge
+    assert tuple(layer.mlp_tokens for layer in model.plan) == merge
     if arch:
         assert model_macs(model) == MAE[gmacs]

@@ -42,7 +42,7 @@ def test_fusion_values_are_products_of_the_criteria(similarity, even):
 )
 def test_ten_tokens_stay_for_a_number_but_not_for_a_share(r, tokens, left):
     """Counts by hand, with the class token, as in the authors' code."""
-    plan = plan_blocks(2, tokens - 1, MCTF(r=r).steps(facts(2)), 1)
+    plan = MCTF(r=r).plan(facts(2, tokens - 1), num_prefix=1)
     assert plan[-1].mlp_tokens == left
 
 

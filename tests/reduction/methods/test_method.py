@@ -3,7 +3,6 @@ import dataclasses
 import pytest
 
 from imagepiece_jax.errors import InputError
-from imagepiece_jax.reduction.block_plan import plan_blocks
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.helpers import tiny_vit
@@ -99,7 +98,7 @@ def expand_counts(text):
     ],
 )
 def test_tokens_by_hand(text, site, tokens):
-    plan = plan_blocks(12, 196, Reduction.read(text).method.steps(facts()))
+    plan = Reduction.read(text).method.plan(facts(), num_prefix=1)
     assert [layer.mlp_tokens for layer in plan] == expand_counts(tokens)
     arriving = [197, *expand_counts(tokens)[:-1]]
     attn_tokens = expand_counts(tokens) if site == "pre" else arriving
@@ -118,6 +117,6 @@ def test_tokens_by_hand(text, site, tokens):
     ],
 )
 def test_tokens_in_masked_training(text, tokens):
-    plan = plan_blocks(12, 196, Reduction.read(text).method.steps(facts()), masked=True)
+    plan = Reduction.read(text).method.plan(facts(), num_prefix=1, masked=True)
     assert [layer.mlp_tokens for layer in plan] == expand_counts(tokens)
     assert any(layer.counts for layer in plan)

@@ -1,5 +1,3 @@
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -136,13 +134,13 @@ def test_means_pass_gradients_to_tokens_and_scores_get_none():
     x, score, size, patches = all_kinds(30)
     probe = np.random.default_rng(2).normal(size=(len(KINDS), 13, 6)).astype(np.float32)
 
-    @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
-    def slopes(x, score):
+    def objective(x, score):
         cosines, _, after = reduce_once(x, score, size, patches, n_out=12)
         return jnp.sum(after.x * probe) + jnp.sum(after.attn_size), cosines
 
-    (slope, of_score), cosines = tiny_vit.compiled(slopes)(x, score)
-    np.testing.assert_array_equal(of_score, 0)
+    slopes = jax.grad(objective, argnums=(0, 1), has_aux=True)
+    (slope, slope_of_score), cosines = tiny_vit.compiled(slopes)(x, score)
+    np.testing.assert_array_equal(slope_of_score, 0)
     for image in range(len(KINDS)):
         decision = oracles_peaks.decide(score[image], cosines[image], 12)
         matrix = oracles_peaks.mean_weights(decision, score[image])
@@ -159,14 +157,12 @@ def test_a_model_equals_the_oracle(score):
     params = jax.tree.map(lambda a: np.asarray(a, float), variables["params"])
     options = {"patch": tiny_vit.PATCH, "heads": tiny_vit.HEADS, "name": score}
     for image, pixels in enumerate(np.asarray(images, float)):
-        logits, size, steps = oracles_peaks.forward(
-            params, pixels, {1: 15, 2: 9}, **options
-        )
+        counts = {1: 15, 2: 9}
+        logits, size, steps = oracles_peaks.forward(params, pixels, counts, **options)
         assert_close(out.logits[image], logits, units=128)
         assert_close(out.state.effective_size[image], size, units=128)
         for result, oracle_step in zip(out.results, steps, strict=True):
-            np.testing.assert_array_equal(
-                result.slot_of_token[image], oracle_step.decision.slot
-            )
+            slots = oracle_step.decision.slot
+            np.testing.assert_array_equal(result.slot_of_token[image], slots)
             assert_close(result.weight[image], oracle_step.score, units=128)
         np.testing.assert_array_equal(out.state.size[image, 1:], steps[-1].patches)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.reduction.block_plan import StepCounts, plan_blocks
+from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.spvit import Selector, SPViT, package_weights
 from imagepiece_jax.reduction.state import Masking, ReducerInputs, initial_state
 from tests.helpers import oracles, oracles_learned, tiny_vit
@@ -67,16 +67,14 @@ def test_training_equals_the_oracle():
     live_before[:, [1, 4]] = 0
     counts = StepCounts(n_in=10, n_out=11, stage=3)
     parameters, result = run_selector(Selector(), counts, x, live_before)
-    assert isinstance(result, Masking)
     keep = np.asarray(result.keep)
     assert set(np.unique(keep)) == {0.0, 1.0}
     assert (keep[:, 8:] == 1).all()
     assert (keep <= live_before).all()
     for image in range(BATCH):
         tokens = x[image].astype(float)
-        _, probability = oracles_learned.select(
-            parameters, tokens, HEADS, live_before[image]
-        )
+        selector_inputs = (parameters, tokens, HEADS, live_before[image])
+        _, probability = oracles_learned.select(*selector_inputs)
         dropped = live_before[image] > keep[image]
         assert dropped.any()
         package = oracles_learned.package(probability, dropped, tokens)
@@ -103,8 +101,8 @@ def test_underflowing_votes_stay_finite():
         inputs = ReducerInputs(x=x, size=x[..., 0], num_heads=HEADS)
         return jnp.sum(Selector().apply({"params": parameters}, inputs, counts).weight)
 
-    value_and_gradient = tiny_vit.compiled(jax.value_and_grad(total_weight))
-    chex.assert_tree_all_finite(value_and_gradient(x))
+    run = tiny_vit.compiled(jax.value_and_grad(total_weight))
+    chex.assert_tree_all_finite(run(x))
 
 
 def test_the_ratio_is_over_the_whole_batch_without_packages():
@@ -113,9 +111,9 @@ def test_the_ratio_is_over_the_whole_batch_without_packages():
     second_keep = [[1, 0, 0, 0, 1], [1, 0, 0, 0, 1]]  # the fifth is a package
     results = tuple(Masking(np.float32(mask)) for mask in (first_keep, second_keep))
     out = outputs(np.zeros((2, 5, 3)), np.zeros((2, 4)), results)
-    steps = SPViT(keep_rates=(0.7, 0.3), blocks=(1, 2)).steps(facts(3))
     # More tokens have the same target shares.
-    plan = plan_blocks(3, 10, steps, masked=True)
+    method = SPViT(keep_rates=(0.7, 0.3), blocks=(1, 2))
+    plan = method.plan(facts(3, patches=10), masked=True)
     terms = SPViT(ratio_weight=1.0).loss(out, out, plan)
     assert float(terms["ratio"]) == pytest.approx((0.075**2 + 0.05**2) / 2, rel=1e-5)
     assert float(terms["kl"]) == float(terms["tokens"]) == 0
