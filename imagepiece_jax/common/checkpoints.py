@@ -65,6 +65,7 @@ def start_saving(
         state=ocp.args.PyTreeSave(state),
         meta=ocp.args.JsonSave(metadata | {CHECKSUMS: checksums}),
     )
+    # Orbax by itself saves no step below its newest, which may be a damaged one.
     manager.save(step, args=items, force=True)
 
 
@@ -90,6 +91,7 @@ def read_newest_step(folder: AnyPath, choose: Callable[[dict], Any]) -> tuple:
 
 
 def _read_step(manager, step, choose):
+    """(state, metadata) of a step; ValueError for a wrong checksum."""
     target = choose(manager.item_metadata(step)["state"].tree)
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
     # A dict may hold some of the stored parts; a struct must hold all.

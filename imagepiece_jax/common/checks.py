@@ -35,6 +35,7 @@ def check_range(
     all_bounds = {"at least": least, "above": above, "at most": most, "below": below}
     bounds = {rule: bound for rule, bound in all_bounds.items() if bound is not None}
     number_type: type = numbers.Integral if whole else numbers.Real
+    # Each line needs the one before: values of other types cannot be compared.
     fits = isinstance(value, number_type) and not isinstance(value, bool)
     fits = fits and bounds.get("at least", value) <= value
     fits = fits and bounds.get("at most", value) >= value

@@ -53,8 +53,8 @@ def draw_curves(
             axes.plot(x, values, label=name, **line_style)
             axes.fill_between(x, lows, highs, color=line_style["color"], alpha=0.18)
         else:
-            lengths = [values - lows, highs - values]
-            axes.errorbar(x, values, lengths, label=name, **line_style)
+            bar_lengths = [values - lows, highs - values]
+            axes.errorbar(x, values, bar_lengths, label=name, **line_style)
     if level:
         level_name, y = level
         axes.axhline(y, color="black", linewidth=0.8, linestyle=":", label=level_name)

@@ -113,7 +113,7 @@ class Batches:
         self._chunk_places = np.array_split(np.argsort(self._positions), num_chunks)
         self.chunks_per_batch = num_chunks
         self.total_chunks = len(self._steps) * num_chunks  # of all batches
-        # Pixels of the largest chunk, which is the first.
+        # Pixel bytes of the largest chunk, which is the first.
         max_images = len(self._chunk_places[0])
         self.chunk_bytes = max_images * math.prod(self.transform.shape) * 3
 

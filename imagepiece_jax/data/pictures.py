@@ -20,28 +20,28 @@ from imagepiece_jax.errors import InputError, titled_errors
 Crop = Callable[[RgbPixels], RgbPixels]
 
 
-def as_batch(images: Any, preprocessing: Crop) -> np.ndarray | jax.Array:
+def as_batch(images: Any, crop: Crop) -> np.ndarray | jax.Array:
     """Turn images into one array; batches and floats pass unchanged.
 
     images: an array [B, H, W, 3], or one or several images for `read_pixels`
-    preprocessing: crops any image to the model's size
+    crop: resizes and crops any image to the model's size
     Returns `images`, or uint8 [B, H, W, 3].
     """
-    if isinstance(images, jax.core.Tracer):
+    if isinstance(images, jax.core.Tracer):  # of the caller's own `jax.jit`
         return images
     # A torch tensor's dtype is torch's.
     if isinstance(getattr(images, "dtype", None), np.dtype):
         if jnp.issubdtype(images.dtype, jnp.floating) or images.ndim == 4:
             return images
     pictures, _ = list_pictures(images)
-    return np.stack([crop_picture(picture, preprocessing) for picture in pictures])
+    return np.stack([crop_picture(picture, crop) for picture in pictures])
 
 
-def crop_picture(picture: Any, preprocessing: Crop) -> RgbPixels:
+def crop_picture(picture: Any, crop: Crop) -> RgbPixels:
     """Crop a picture as `read_pixels` takes it."""
     pixels = read_pixels(picture)
     with titled_errors(picture if isinstance(picture, AnyPath) else "images"):
-        return preprocessing(pixels)
+        return crop(pixels)
 
 
 def list_pictures(images: Any) -> tuple[Any, bool]:

@@ -190,7 +190,7 @@ class Source(abc.ABC):
         """{"part": FNV-1a hash of a subset's indices, hex}; {} for a whole source."""
         if isinstance(self.indices, range):
             return {}
-        prime = np.uint64(1099511628211)
+        prime = np.uint64(1099511628211)  # both numbers are FNV-1a's for 64 bits
         index_hash = np.uint64(14695981039346656037)
         with np.errstate(over="ignore"):  # the product is taken modulo 2**64
             for index in self.indices.astype(np.uint64):

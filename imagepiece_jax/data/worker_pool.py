@@ -103,7 +103,7 @@ class ProcessTasks:
                 raise worker.death_error() from None
             self._early_results[arrived_number] = result
         pixel_shape, chunk_or_error = self._early_results.pop(task_number)
-        if pixel_shape is None:
+        if pixel_shape is None:  # `read_chunk` has raised
             raise chunk_or_error
         offset = task_number % self._num_buffers * self._buffer_bytes
         pixels = np.ndarray(pixel_shape, np.uint8, self._memory, offset)
@@ -140,7 +140,7 @@ class _Worker:
                     env=os.environ | {"PYTHONPATH": python_path},
                 )
         finally:
-            os.close(write_end)
+            os.close(write_end)  # the pipe ends with the worker, which has a copy
         self.process = process
         self.task_stream: Any = process.stdin
         self.result_stream = os.fdopen(read_end, "rb")
@@ -193,7 +193,7 @@ def _serve_tasks(memory_fd, result_fd, function_start, buffer_bytes, threads):
                     chunk = read_chunk(task_number, allocate)
                     result = chunk.pixels.shape, chunk._replace(pixels=None)
                 except Exception as error:
-                    error.add_note(traceback.format_exc())
+                    error.add_note(traceback.format_exc())  # pickle drops it
                     result = None, error
                 with send_lock:
                     pickle.dump((task_number, *result), result_stream)

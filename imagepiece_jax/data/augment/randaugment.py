@@ -241,6 +241,7 @@ def _make_affine_matrices(operation, magnitude, sign, height, width):
 
     Returns (a, b, c, d, e, f): source x = a x + b y + c, y = d x + e y + f, in pixels.
     """
+    # The largest rotation, shear and shift are timm's, at magnitude 10.
     degrees = sign * 30 * magnitude / 10
     cos = jnp.cos(jnp.deg2rad(degrees))
     sin = jnp.sin(jnp.deg2rad(degrees))

@@ -94,6 +94,7 @@ def _read_rows(path, default_split):
 
 
 def _parse_label(label_text, num_classes):
+    """A row's label as an integer, below `num_classes` unless that is None."""
     if label_text is None:
         raise NoLabels("there is no column 'label'")
     # Stricter than int(), which also takes 1_0.

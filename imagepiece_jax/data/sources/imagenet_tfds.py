@@ -33,7 +33,7 @@ def open_imagenet(path: str, request: source.SplitRequest) -> "TfdsSource":
             decoders={"image": tfds.decode.SkipDecoding()},
         )
         examples[0]  # a missing or torn file shows only on reading
-    except ImportError:
+    except ImportError:  # a library is missing, not the data
         raise
     except Exception as error:  # TFDS has no error of its own for "not prepared"
         folder = request.data_dir or tfds.core.constants.DATA_DIR
