@@ -275,14 +275,8 @@ def open_models(options):
     # A run's best was chosen on the images of the figures.
     location = locate_weights(options.weights)
     checkpoint = "latest" if location.origin.kind == RUN_KIND else None
-    vit = load(
-        options.weights,
-        config=options.config,
-        image_size=options.image_size,
-        crop=options.crop,
-        dtype=dtype,
-        checkpoint=checkpoint,
-    )
+    given = {name: getattr(options, name) for name in ("config", "image_size", "crop")}
+    vit = load(options.weights, dtype=dtype, checkpoint=checkpoint, **given)
     return study_models.OffTheShelf(vit)
 
 
@@ -295,14 +289,9 @@ def open_images(models, options):
     if len({(vit.config.num_classes, vit.image_size) for vit in models.weights}) > 1:
         problem = "runs has models of several numbers of classes or image sizes"
         raise InputError(f"{problem}; they must be of one data set")
-    images = labeled_images.open_labeled_images(
-        first,
-        options.data,
-        limit=options.limit,
-        batch_size=options.eval_batch_size,
-        workers=options.readers,
-        threads=2 if options.readers else 0,
-    )
+    reading = {"limit": options.limit, "batch_size": options.eval_batch_size}
+    reading |= {"workers": options.readers, "threads": 2 if options.readers else 0}
+    images = labeled_images.open_labeled_images(first, options.data, **reading)
     names = images.source.class_names
     for vit in others:
         path = str(vit.origin.path)

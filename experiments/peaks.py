@@ -11,7 +11,6 @@ A line has a value per image, as float16 or bits in base64, so every difference 
 paired. `recover` is measured by experiments.recovery.
 """
 
-import argparse
 import base64
 import dataclasses
 import itertools
@@ -589,11 +588,7 @@ def page_tables(folder=FOLDER):
 
 def main(doc=__doc__, cells=None):
     """Measure cells of a study, by default of this one."""
-    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
-    parser.add_argument("--assets", type=pathlib.Path, required=True)
-    parser.add_argument(
-        "--imagenette", type=pathlib.Path, required=True, help="the folder val"
-    )
+    parser = study.folders_parser(doc)
     parser.add_argument("--only", nargs="+", default=[""])
     parser.add_argument("--out", type=pathlib.Path, default=FOLDER)
     args = parser.parse_args()

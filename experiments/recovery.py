@@ -23,7 +23,6 @@ Patches that share a token at the end share a vector, where the dense model has 
 each: `unreachable` is the change of the maps that no shared vector can avoid.
 """
 
-import argparse
 import collections
 import dataclasses
 import functools
@@ -301,19 +300,12 @@ def format_change(before, after):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--assets", type=pathlib.Path, required=True)
-    parser.add_argument(
-        "--imagenette", type=pathlib.Path, required=True, help="the folder val"
-    )
+    parser = study.folders_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=CELLS, default=[*CELLS])
     args = parser.parse_args()
     lines = read_lines()
-    weights = args.assets / "weights"
-    paths = {
-        "deit": str(weights / "deit_tiny_patch16_224.pth"),
-        "dinov2": str(weights / "dinov2_small"),
-    }
+    files = {"deit": "deit_tiny_patch16_224.pth", "dinov2": "dinov2_small"}
+    paths = {name: str(args.assets / "weights" / files[name]) for name in files}
     images = open_sources(args.assets, args.imagenette)
     for name in args.only:
         if name in lines:

@@ -4,6 +4,7 @@ A study is one script. It lists its cells, and measures each into a line of FOLD
 runs.jsonl.
 """
 
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -44,11 +45,10 @@ def measure_cells(cells, folder, identity, measure):
     for number, cell in enumerate(waiting, start=1):
         print(f"{number} of {len(waiting)}: {cell.name} ..", flush=True)
         began = time.monotonic()
-        result = {"name": cell.name, **identity, **measure(cell)}
-        result["versions"] = versions
-        result["seconds"] = round(time.monotonic() - began, 1)
+        line = {"name": cell.name, **identity, **measure(cell), "versions": versions}
+        line["seconds"] = round(time.monotonic() - began, 1)
         with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(result) + "\n")
+            lines.write(json.dumps(line) + "\n")
         jax.clear_caches()
 
 
@@ -56,12 +56,20 @@ def read_runs(folder):
     """The lines of a folder's cells, by name. Raises InputError for a name twice."""
     path = pathlib.Path(folder, FILE)
     lines = {}
-    for entry in read_json_lines(path):
-        name = entry["name"]
-        if name in lines:
-            raise InputError(f"{path}: {name} has two lines; remove one")
-        lines[name] = entry
+    for line in read_json_lines(path):
+        if line["name"] in lines:
+            raise InputError(f"{path}: {line['name']} has two lines; remove one")
+        lines[line["name"]] = line
     return lines
+
+
+def folders_parser(doc):
+    """A parser of a study's words; both studies read these two folders."""
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument("--assets", type=pathlib.Path, required=True)
+    places = {"type": pathlib.Path, "required": True, "help": "the folder val"}
+    parser.add_argument("--imagenette", **places)
+    return parser
 
 
 def code_versions():
@@ -95,11 +103,8 @@ def model_reader(vit, read, model=None):
             return images
         return jax.image.resize(images, (len(images), *size, 3), "cubic")
 
-    step = accuracy.make_eval_step(
-        model or vit.model,
-        measure_outputs=read,
-        alter_images=sized,
-    )
+    functions = {"measure_outputs": read, "alter_images": sized}
+    step = accuracy.make_eval_step(model or vit.model, **functions)
     variables = parallel.replicate(vit.variables)
 
     def answer(images):
