@@ -70,16 +70,16 @@ class BenchmarkCase:
             if self.mode == "train":
                 raise InputError("mode is train, which needs weights")
             if variant.batch_size not in (None, self.batch_size):
-                counts = f"{self.batch_size}, not {variant.batch_size}"
-                raise InputError(f"batch_size is {counts} as in {variant.origin.title}")
+                problem = f"batch_size is {self.batch_size}, not {variant.batch_size}"
+                raise InputError(f"{problem} as in {variant.origin.title}")
         elif self.mode == "train" and self.training is None:
             config = training_config(variant, self.batch_size, self.dtype)
             placement = parallel.process_placement(config.grad_accum_steps)
             check_training(config, placement)
             num_devices = parallel.device_count()
             if num_devices > 1:
-                flag = "CUDA_VISIBLE_DEVICES=0"
-                raise InputError(f"mode train takes 1 of {num_devices}: {flag}")
+                problem = f"mode train takes 1 of {num_devices}"
+                raise InputError(f"{problem}: CUDA_VISIBLE_DEVICES=0")
             # The way to set a field of a frozen class.
             object.__setattr__(self, "training", config)
 

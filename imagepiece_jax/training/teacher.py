@@ -89,8 +89,8 @@ def create_teacher(
         else:
             num_classes = pretrained.config.num_classes
             if num_classes != config.num_classes:
-                counts = f"{num_classes} classes, not {config.num_classes}"
-                raise InputError(f"it has {counts}")
+                problem = f"it has {num_classes} classes, not {config.num_classes}"
+                raise InputError(problem)
             execution = make_execution(
                 pretrained.config, config.model.dtype, config.model.attention
             )

@@ -220,16 +220,16 @@ def _begin_run(setup):
         # Only shapes, because the checkpoint has the values.
         abstract_state = jax.eval_shape(make_state, variable_shapes(setup.model))
         state, saved_fields, step = checkpoints.restore(abstract_state)
-        sentences = {
+        problems = {
             "digest": "config.data.name has other images",
             "teacher": "config.teacher.weights is another teacher",
             # Somebody may have edited config.json, which fills an empty mean and std.
             "normalization": "config.model has another mean or std",
         }
-        for field, sentence in sentences.items():
+        for field, problem in problems.items():
             if saved_fields.get(field) != getattr(progress, field):
-                place = f"{setup.workdir}; {run_dir.CHOOSE_OTHER_WORKDIR}"
-                raise InputError(f"{sentence} than the run in {place}")
+                problem += f" than the run in {setup.workdir}"
+                raise InputError(f"{problem}; {run_dir.CHOOSE_OTHER_WORKDIR}")
         progress = RunProgress(**saved_fields)
     job.check_same_start(step, (state, teacher_variables))
     state, teacher_variables = parallel.replicate((state, teacher_variables))
