@@ -36,31 +36,18 @@ KINDS = [*transformers_config.MODEL_TYPES, *transformers_config.VISION_TYPES]
 READ = {"architectures", "model_type", "id2label", "problem_type", "vision_config"}
 READ |= {"vision_use_head", *transformers_config.UNQUANTIZED_FIELDS}
 # {field that changes no output in evaluation: a value other than the default}.
-IDLE = {
-    "hidden_dropout_prob": 0.3,
-    "attention_probs_dropout_prob": 0.3,
-    "attention_dropout": 0.3,
-    "drop_path_rate": 0.3,
-    # training: positions, masks and starting values
-    "pos_embed_shift": 0.3,
-    "pos_embed_jitter": 1.5,
-    "pos_embed_rescale": 1.5,
-    "use_mask_token": False,
-    "initializer_range": 0.3,
-    "initializer_factor": 2.0,
-    "layerscale_value": 0.3,
-    # a decoder of masked images, a pooler with tanh, a backbone's feature maps
-    "encoder_stride": 8,
-    "pooler_act": "relu",
-    "pooler_output_size": 8,
-    "apply_layernorm": False,
-    "reshape_hidden_states": False,
-    # the text tower, which is not read
-    "logit_scale_init_value": 1.0,
-    # the way of computing
-    "chunk_size_feed_forward": 3,
-    "output_hidden_states": True,
-}
+IDLE = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
+IDLE |= {"attention_dropout": 0.3, "drop_path_rate": 0.3}
+# training: positions, masks and starting values
+IDLE |= {"pos_embed_shift": 0.3, "pos_embed_jitter": 1.5, "pos_embed_rescale": 1.5}
+IDLE |= {"use_mask_token": False, "initializer_range": 0.3, "initializer_factor": 2.0}
+IDLE |= {"layerscale_value": 0.3}
+# a decoder of masked images, a pooler with tanh, a backbone's feature maps
+IDLE |= {"encoder_stride": 8, "pooler_act": "relu", "pooler_output_size": 8}
+IDLE |= {"apply_layernorm": False, "reshape_hidden_states": False}
+# the text tower, which is not read; the way of computing
+IDLE |= {"logit_scale_init_value": 1.0, "chunk_size_feed_forward": 3}
+IDLE |= {"output_hidden_states": True}
 # Other fields that change no output, without test values: names, tensors' shapes, and
 # forms of outputs.
 ALSO_IDLE = {"projection_dim", "label2id", "_name_or_path", "transformers_version"}
@@ -91,6 +78,10 @@ def image_embedding(model, x):
     return model.visual_projection(model.vision_model(x).pooler_output)
 
 
+def siglip_embedding(model, x):
+    return model.vision_model(x).pooler_output
+
+
 def make_model(name, **fields):
     """A transformers model with idle fields far from their defaults."""
     kind = getattr(transformers, name)
@@ -119,6 +110,12 @@ DEIT = of(f"DeiT{CLASSIFIER}WithTeacher", id2label=LABELS, layer_norm_eps=EPS)
 DINOV2 = of("Dinov2Model", use_swiglu_ffn=True, layer_norm_eps=EPS)
 REGISTERS = "Dinov2WithRegistersModel"
 DINOV3 = "DINOv3ViTModel"
+ONE_BIAS = of(DINOV3, query_bias=False, value_bias=False)
+ALL_BIASES = of(DINOV3, key_bias=True, num_register_tokens=0)
+SIGLIP = functools.partial(transformers.SiglipModel, originals.siglip_config())
+SIGLIP_HEAD = functools.partial(
+    transformers.SiglipForImageClassification, originals.siglip_config(**MULTI)
+)
 # {name: (model, outputs, image processor, ..)}
 MODELS = {
     "vit": (VIT, LOGITS, "ViT", *LINEAR),
@@ -133,25 +130,11 @@ MODELS = {
     "clip": (lambda: transformers.CLIPModel(clip()), image_embedding, "CLIP", *CROPPED),
     "clip_vision": (of("CLIPVisionModel"), POOLED, "CLIP", *CROPPED),
     "dinov3": (of(DINOV3, rope_theta=50.0, **GATED), POOLED, "DINOv3ViT", *LINEAR),
-    "dinov3, one bias": (
-        of(DINOV3, query_bias=False, value_bias=False),
-        *(POOLED, "DINOv3ViT", *LINEAR),
-    ),
-    "dinov3, bias": (
-        of(DINOV3, key_bias=True, num_register_tokens=0),
-        *(POOLED, "DINOv3ViT", *LINEAR),
-    ),
-    "siglip": (
-        lambda: transformers.SiglipModel(originals.siglip_config()),
-        *(lambda model, x: POOLED(model.vision_model, x), "Siglip", *CUBIC),
-    ),
+    "dinov3, one bias": (ONE_BIAS, POOLED, "DINOv3ViT", *LINEAR),
+    "dinov3, bias": (ALL_BIASES, POOLED, "DINOv3ViT", *LINEAR),
+    "siglip": (SIGLIP, siglip_embedding, "Siglip", *CUBIC),
     "siglip_vision": (of("SiglipVisionModel"), POOLED, "Siglip", *CUBIC),
-    "siglip, head": (
-        lambda: transformers.SiglipForImageClassification(
-            originals.siglip_config(**MULTI)
-        ),
-        *(LOGITS, "Siglip", *CUBIC),
-    ),
+    "siglip, head": (SIGLIP_HEAD, LOGITS, "Siglip", *CUBIC),
 }
 
 
@@ -323,18 +306,15 @@ def test_a_head_has_its_labels_for_any_architectures_field(
 
 @pytest.mark.parametrize("problem_type", [None, *PROBLEM_TYPES[1:3]])
 def test_the_head_of_a_timm_wrapper(tmp_path, problem_type):
-    images = timm.get_pretrained_cfg("vit_tiny_patch16_224").to_dict()
+    images = timm.get_pretrained_cfg(PLAIN).to_dict()
     images = {k: v for k, v in images.items() if v is not None}
     images["input_size"] = [3, 32, 32]
-    fields = transformers.TimmWrapperConfig(
-        architecture="vit_tiny_patch16_224",
-        model_args={k: v for k, v in TINY.items() if k != "num_classes"},
-        pretrained_cfg=images,
-        id2label=LABELS,
-        problem_type=problem_type,
-    )
+    fields = {"architecture": PLAIN, "pretrained_cfg": images}
+    fields["model_args"] = {k: v for k, v in TINY.items() if k != "num_classes"}
+    fields |= {"id2label": LABELS, "problem_type": problem_type}
     kind = transformers.TimmWrapperForImageClassification
-    originals.randomize(kind(fields)).save_pretrained(tmp_path)
+    model = kind(transformers.TimmWrapperConfig(**fields))
+    originals.randomize(model).save_pretrained(tmp_path)
     image = picture(50, 40)
     theirs = pipeline_scores(tmp_path, image)
     vit = imagepiece_jax.load(tmp_path)
@@ -345,15 +325,11 @@ def test_the_head_of_a_timm_wrapper(tmp_path, problem_type):
     np.testing.assert_allclose(outputs[0], theirs, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name, arguments",
-    [
-        ("vit_tiny_patch16_224", {"dynamic_img_size": True}),
-        ("vit_small_patch16_dinov3", {}),
-    ],
-)
-def test_a_flexible_models_images_have_input_size(tmp_path, name, arguments):
-    """Images have input_size, and positions img_size."""
+FLEXIBLE = [(PLAIN, {"dynamic_img_size": True}), ("vit_small_patch16_dinov3", {})]
+
+
+@pytest.mark.parametrize("name, arguments", FLEXIBLE)
+def test_images_have_input_size_and_positions_img_size(tmp_path, name, arguments):
     size = {"img_size": 64}
     model = originals.randomize(timm.create_model(name, **TINY | size | arguments))
     data = {"input_size": (3, 96, 96)}

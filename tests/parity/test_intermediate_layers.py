@@ -21,7 +21,7 @@ NAMES = (
     "vit_base_patch32_clip_224.openai",
     "vit_base_patch16_siglip_224.webli",
 )
-SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3}
+SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 5}
 LAYERS = [0, 2]
 
 
@@ -30,13 +30,9 @@ def test_layers_equal_timms(name):
     config = registry.model_config(name)
     size = (3 * config.patch_size, 6 * config.patch_size)
     act = ACTIVATIONS[config.arch.gelu]
-    theirs = timm.create_model(
-        name, pretrained=False, img_size=size, act_layer=act, num_classes=5, **SMALL
-    ).eval()
+    theirs = timm.create_model(name, img_size=size, act_layer=act, **SMALL).eval()
     originals.randomize(theirs)
-    ours = create_model(
-        named_models.config(name, image_size=size, num_classes=5, **SMALL)
-    )
+    ours = create_model(named_models.config(name, image_size=size, **SMALL))
     tensors = originals.memory(theirs)
     variables = timm_tensors.from_timm(tensors, variable_shapes(ours))
     images = noise(2, *size, 3)

@@ -13,33 +13,17 @@ from tools import originals
 
 TEXT = dict(context_length=8, vocab_size=20, width=16, heads=2, layers=1)
 VISION = dict(image_size=16, layers=2, width=32, head_width=16, patch_size=4)
-CASES = {
+FIELDS = {"act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 0.03}}
+FIELDS |= {"no_ln_pre": True, "image_size": [16, 12], "pos_embed_type": "learnable"}
+FIELDS |= {"patch_dropout": 0.5}
+TRUNK = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "avg"}
+CASES = {  # {name: (fields of vision_cfg, fields of the model)}
     "class": ({}, {}),
     "mean behind": ({"pool_type": "avg", "final_ln_after_pool": True}, {}),
     "mean": ({"pool_type": "avg"}, {"quick_gelu": True}),
-    "fields": (
-        {
-            "act_kwargs": {"approximate": "tanh"},
-            "norm_kwargs": {"eps": 0.03},
-            "no_ln_pre": True,
-            "image_size": [16, 12],
-            "pos_embed_type": "learnable",
-            "patch_dropout": 0.5,
-        },
-        {"custom_text": True},
-    ),
-    "trunk": (
-        {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "avg"},
-        {"custom_text": True},
-    ),
-    "trunk without a projection": (
-        {
-            "timm_model_name": "vit_tiny_patch16_224",
-            "timm_pool": "avg",
-            "timm_proj": "none",
-        },
-        {},
-    ),
+    "fields": (FIELDS, {"custom_text": True}),
+    "trunk": (TRUNK, {"custom_text": True}),
+    "trunk without a projection": (TRUNK | {"timm_proj": "none"}, {}),
 }
 
 
@@ -50,36 +34,25 @@ def make_clip(vision, model):
     config = {"embed_dim": 192 if trunk else 5, "vision_cfg": fields, "text_cfg": TEXT}
     config |= model
     kwargs = {k: v for k, v in config.items() if k != "custom_text"}
-    kind = open_clip.CLIP
-    if "custom_text" in model:
-        kind = open_clip.CustomTextCLIP
+    kind = open_clip.CustomTextCLIP if "custom_text" in model else open_clip.CLIP
     return config, originals.randomize(kind(**kwargs))
-
-
-def save_clip(folder, config, model, weights="open_clip_pytorch_model.bin"):
-    folder.mkdir()
-    images = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
-    images |= {"interpolation": "bicubic", "resize_mode": "squash"}
-    content = {"model_cfg": config, "preprocess_cfg": images}
-    (folder / "open_clip_config.json").write_text(json.dumps(content))
-    torch.save(model.state_dict(), folder / weights)
-    images = noise(2, *model.visual.image_size, 3)
-    return images, run_torch(model.encode_image, images)
-
-
-def assert_agrees(vit, images, theirs):
-    assert distance(run_jax(vit, images).logits, theirs) < 3e-5
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_folder_of_open_clip_loads(tmp_path, case):
     config, model = make_clip(*CASES[case])
-    images, theirs = save_clip(tmp_path / "clip", config, model)
-    vit = imagepiece_jax.load(tmp_path / "clip")
-    assert vit.model.config.mean == (0.4, 0.5, 0.6)
-    assert vit.model.config.std == (0.2, 0.25, 0.3)
+    images = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    images |= {"interpolation": "bicubic", "resize_mode": "squash"}
+    content = {"model_cfg": config, "preprocess_cfg": images}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+    torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    vit = imagepiece_jax.load(tmp_path)
+    assert [*vit.model.config.mean] == images["mean"]
+    assert [*vit.model.config.std] == images["std"]
     assert vit.preprocessing.crop_mode == "squash"
-    assert_agrees(vit, images, theirs)
+    images = noise(2, *model.visual.image_size, 3)
+    theirs = run_torch(model.encode_image, images)
+    assert distance(run_jax(vit, images).logits, theirs) < 3e-5
 
 
 @pytest.mark.parametrize(

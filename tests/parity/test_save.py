@@ -9,7 +9,6 @@ import imagepiece_jax
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.models.create import create_model
 from imagepiece_jax.models.pretrained import Pretrained
-from imagepiece_jax.models.variables import variable_shapes
 from tests.helpers import named_models, tiny_vit
 from tests.helpers.parity_record import distance, noise, run_jax, run_torch
 
@@ -23,8 +22,7 @@ def make_vit(name, reduction=None, **fields):
     def scale_leaf(leaf):
         return leaf / np.sqrt(0.1 * leaf.shape[0]) if leaf.ndim > 1 else leaf
 
-    variables = jax.tree.map(scale_leaf, tiny_vit.fill(variable_shapes(model)))
-    return Pretrained(model, variables)
+    return Pretrained(model, jax.tree.map(scale_leaf, tiny_vit.variables(model)))
 
 
 @pytest.mark.parametrize(

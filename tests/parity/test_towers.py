@@ -1,3 +1,4 @@
+import functools
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import transformers
 
 import imagepiece_jax
 from imagepiece_jax.exporters.export import export
-from tests.parity.test_hub_folders import LABELS, clip, make_model
+from tests.parity.test_hub_folders import LABELS, clip, of
 from tools import originals
 from tools.originals import CLASSES
 
@@ -30,27 +31,20 @@ def named_outputs(model, x):
 VISION = "onnx/vision_model.onnx"
 OTHER = "onnx/model.onnx"
 STATES = ["last_hidden_state", "pooler_output"]
-CLASSIFIER = "ViTForImageClassification"
-CLIP_WITH = "CLIPVisionModelWithProjection"
+CLASSIFIER = of("ViTForImageClassification", id2label=LABELS)
+UNNAMED = of("ViTForImageClassification", num_labels=3)
+PROJECTED = of("CLIPVisionModelWithProjection", projection_dim=CLASSES)
+SIGLIP = functools.partial(transformers.SiglipModel, originals.siglip_config())
 # {name: (model, the graph's file, names of its outputs)}
 TOWERS = {
     "CLIP": (lambda: transformers.CLIPModel(clip()), VISION, ["image_embeds"]),
-    "SigLIP": (
-        lambda: transformers.SiglipModel(originals.siglip_config()),
-        *(VISION, STATES),
-    ),
-    "CLIP with a projection": (
-        lambda: make_model(CLIP_WITH, projection_dim=CLASSES),
-        *(VISION, ["image_embeds"]),
-    ),
-    "CLIP without one": (lambda: make_model("CLIPVisionModel"), OTHER, STATES),
-    "DINOv2": (lambda: make_model("Dinov2Model"), OTHER, STATES),
-    "DINOv3": (lambda: make_model("DINOv3ViTModel"), OTHER, STATES),
-    "a classifier": (
-        lambda: make_model(CLASSIFIER, id2label=LABELS),
-        *(OTHER, ["logits"]),
-    ),
-    "without names": (lambda: make_model(CLASSIFIER, num_labels=3), OTHER, ["logits"]),
+    "SigLIP": (SIGLIP, VISION, STATES),
+    "CLIP with a projection": (PROJECTED, VISION, ["image_embeds"]),
+    "CLIP without one": (of("CLIPVisionModel"), OTHER, STATES),
+    "DINOv2": (of("Dinov2Model"), OTHER, STATES),
+    "DINOv3": (of("DINOv3ViTModel"), OTHER, STATES),
+    "a classifier": (CLASSIFIER, OTHER, ["logits"]),
+    "without names": (UNNAMED, OTHER, ["logits"]),
 }
 
 
