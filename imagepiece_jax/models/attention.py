@@ -303,8 +303,7 @@ class AttentionPool(nn.Module):
         if mask is not None:
             bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
         scores = attention_scores.mean_softmax(logits * query.shape[-1] ** -0.5, bias)
-        # Without `pool_include_prefix` the cut has taken the prefix away.
-        if not self.config.arch.pool_include_prefix:
+        if not self.config.arch.pool_include_prefix:  # the prefix was cut before
             return scores
         return state.image_rows(scores)
 

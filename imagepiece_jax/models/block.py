@@ -73,7 +73,7 @@ class BlockReduction:
             "all_x": state.x,
         }
         if reducer.metric == "key":
-            fields["all_metric"] = scores.get("all_keys")
+            fields["all_metric"] = scores.get("all_keys")  # of DirectedAttention
         if reducer.metric == "token":
             fields["metric"] = fields["x"]
         if "key" in reducer.needed_inputs:

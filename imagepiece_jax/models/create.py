@@ -156,14 +156,14 @@ def _nearest_ratio(method, target_share, model):
     Raises InputError if the nearest cost misses by more than COST_TOLERANCE.
     """
     model_facts = model.facts_for_methods()
-    share_by_ratio = {}  # of the dense model's MACs
-    error_by_ratio = {}
+    shares = {}  # {ratio: share of the dense model's MACs}
+    errors = {}  # {ratio: Unreachable}
 
     def compute_share(ratio):
         fitted_method = method.at_ratio(ratio, model_facts)
         plan = fitted_method.plan(model_facts, model.config.arch.prefix)
-        share_by_ratio[ratio] = share_of_dense(model.clone(plan=plan))
-        return share_by_ratio[ratio]
+        shares[ratio] = share_of_dense(model.clone(plan=plan))
+        return shares[ratio]
 
     # Bisection computes neither end, and either may be the nearest.
     compute_share(0.0)
@@ -176,23 +176,18 @@ def _nearest_ratio(method, target_share, model):
         try:
             costs_less = compute_share(middle_ratio) < target_share
         except Unreachable as error:  # too few tokens: the ratio is too high
-            error_by_ratio[middle_ratio] = error
+            errors[middle_ratio] = error
             costs_less = True
         if costs_less:
             high_ratio = middle_ratio
         else:
             low_ratio = middle_ratio
-
-    def miss(ratio):
-        return abs(share_by_ratio[ratio] - target_share)
-
-    nearest_ratio = min(share_by_ratio, key=miss)
-    if miss(nearest_ratio) <= COST_TOLERANCE:
+    nearest_ratio = min(shares, key=lambda ratio: abs(shares[ratio] - target_share))
+    if abs(shares[nearest_ratio] - target_share) <= COST_TOLERANCE:
         return nearest_ratio
-    # If the limit above is a refused ratio, its reason says more than the nearest cost.
-    sentence = f"but the method's nearest cost is {share_by_ratio[nearest_ratio]:.3f}"
-    error = InputError(f"macs is {target_share:g}, {sentence}")
-    raise error_by_ratio.get(high_ratio, error)
+    # If the upper limit was unreachable, its reason says more than the nearest cost.
+    sentence = f"but the method's nearest cost is {shares[nearest_ratio]:.3f}"
+    raise errors.get(high_ratio) or InputError(f"macs is {target_share:g}, {sentence}")
 
 
 def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:

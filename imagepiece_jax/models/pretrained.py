@@ -209,10 +209,8 @@ class Pretrained:
     def warn_of_untrained(self) -> None:
         """Warn if any part is untrained."""
         if self.untrained_kinds:
-            warnings.warn(
-                f"{self!r}: untrained parts were drawn from a seed; train them first",
-                stacklevel=3,  # the line that called `load`, `save`, `optimize` ..
-            )
+            advice = "untrained parts were drawn from a seed; train them first"
+            warnings.warn(f"{self!r}: {advice}", stacklevel=3)  # names `load`'s caller
 
     def with_variables(self, variables: Mapping[str, Any]) -> Self:
         """The same model with new variables, for example trained further."""
@@ -276,11 +274,8 @@ class Pretrained:
         return dataclasses.replace(self, model=self.model.clone(config=config))
 
     def with_default_execution(self, dtype: str | None = "float32") -> Self:
-        """The same model with default execution, except its attention kernel.
-
-        dtype: None: the model's
-        """
-        dtype = dtype or self.model.execution.dtype.name
+        """The same model with default execution, except dtype and attention kernel."""
+        dtype = dtype or self.model.execution.dtype.name  # None: unchanged
         execution = make_execution(self.config, dtype, self.model.execution.attention)
         return dataclasses.replace(self, model=self.model.clone(execution=execution))
 

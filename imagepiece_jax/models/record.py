@@ -48,7 +48,7 @@ def as_json(value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, np.dtype | type):
+    if isinstance(value, np.dtype | type):  # jnp.float32 is a type
         return jnp.dtype(value).name
     if isinstance(value, frozenset | set):
         return sorted(map(as_json, value))

@@ -160,10 +160,10 @@ class Recovery:
         """The same recovery without values for some parts, such as "head"."""
         variants = []
         for variant in self.variants:
-            values = {}
-            for path, value in variant.values.items():
-                if not is_in_parts(path, parts):
-                    values[path] = value
+            items = variant.values.items()
+            values = {
+                path: leaf for path, leaf in items if not is_in_parts(path, parts)
+            }
             variants.append(dataclasses.replace(variant, values=values))
         return Recovery(tuple(variants))
 
@@ -186,13 +186,13 @@ class Recovery:
         """
         variants = []
         for index, variant in enumerate(self.variants):
-            own_tensors = {}
-            for indexed_name, tensor in tensors.items():
-                variant_index, _, name = indexed_name.partition(".")
-                if variant_index == str(index):
-                    own_tensors[name] = tensor
-            if not own_tensors and variant.changed:
+            start = f"{index}."
+            own_names = [name for name in tensors if name.startswith(start)]
+            if not own_names and variant.changed:
                 raise InputError(f"it has no values for {variant.name}")
+            own_tensors = {
+                name.removeprefix(start): tensors[name] for name in own_names
+            }
             values = timm_tensors.values_from_timm(own_tensors, like)
             variants.append(dataclasses.replace(variant, values=values))
         return Recovery(tuple(variants))

@@ -73,7 +73,7 @@ def model_config(name: str) -> ViTConfig:
     if any(values != agreed_values[0] for values in agreed_values):
         tags = ", ".join(f"{name}.{tag}" for tag in fields_by_tag)
         raise InputError(f"{name!r} is several different models; name one: {tags}")
-    fields = dict(next(iter(fields_by_tag.values())))  # of the default tag
+    fields = dict(next(iter(fields_by_tag.values())))  # a copy, of the default tag
     fields["preprocessing"] = Preprocessing(**fields["preprocessing"])
     # The JSON lists these with a tag's fields, but they are fields of an Architecture.
     parts = {part: fields.pop(part) for part in ("gelu", "resize") if part in fields}
@@ -140,9 +140,8 @@ def timm_class(name: str | None) -> str | None:
 @functools.cache
 def timm_arguments(name: str) -> dict[str, Any]:
     """All constructor arguments in timm for an architecture, as JSON values."""
-    defaults_by_class = json.loads(
-        PUBLIC_MODEL_TABLE.with_name("timm_classes.json").read_text("utf-8")
-    )
+    class_table = PUBLIC_MODEL_TABLE.with_name("timm_classes.json")
+    defaults_by_class = json.loads(class_table.read_text("utf-8"))
     # An unknown name gets the defaults of Eva.
     row = public_models().get(name, {"class": "Eva", "arguments": {}})
     return defaults_by_class[row["class"]] | row["arguments"]

@@ -132,10 +132,8 @@ def split_selectors(tensors: Mapping[str, Any]) -> tuple[dict, dict]:
     dense_tensors = {}
     selector_tensors = {}
     for name, tensor in tensors.items():
-        if name.startswith(f"{SELECTOR}."):
-            selector_tensors[name] = tensor
-        else:
-            dense_tensors[name] = tensor
+        group = selector_tensors if name.startswith(f"{SELECTOR}.") else dense_tensors
+        group[name] = tensor
     return dense_tensors, selector_tensors
 
 

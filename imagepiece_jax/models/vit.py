@@ -39,11 +39,12 @@ def draw_drop_path_scale(
     keys: random keys, one per image
     rate: the last block's p
     """
-    keep_probs = 1 - jnp.linspace(0.0, rate, depth, dtype=jnp.float32)[:, None]
+    drop_rates = jnp.linspace(0.0, rate, depth, dtype=jnp.float32)
+    keep_rates = 1 - drop_rates[:, None]  # [depth, 1]
 
     def draw(key):
-        is_kept = jax.random.uniform(key, (depth, 2)) < keep_probs
-        return is_kept.astype(jnp.float32) / keep_probs
+        is_kept = jax.random.uniform(key, (depth, 2)) < keep_rates
+        return is_kept.astype(jnp.float32) / keep_rates
 
     return jax.vmap(draw)(keys)
 
@@ -121,6 +122,7 @@ class ViT(nn.Module):
             raise InputError(f"rngs has {[*scope.rngs]}, but the model draws from keys")
         sharding = batch_sharding(images)
         if sharding is not None and self.is_initializing():
+            # Variables depend on the images' shape alone, so every device gets all.
             images = reshard(images, NamedSharding(sharding.mesh, PartitionSpec()))
         elif sharding is not None:
             return _call_on_auto_axes(self, sharding, images, train, keys, with_states)
@@ -231,7 +233,7 @@ class ViT(nn.Module):
         if num_classes:
             for name, vector in head_vectors.items():
                 head_logits.append(layers.dense_layer(num_classes, name=name)(vector))
-        if len(head_logits) == 2:
+        if len(head_logits) == 2:  # DeiT's prediction is the mean of both heads
             logits = (head_logits[0] + head_logits[1]) / 2
         elif head_logits:
             logits = head_logits.pop()  # a single head: Outputs.head_logits is ()
@@ -344,7 +346,7 @@ def on_auto_axes(call: Callable, images: Any) -> Callable:
 
 
 def _call_on_auto_axes(vit, sharding, images, train, keys, with_states):
-    """Call a ViT on images with an explicit `sharding`."""
+    """Call a ViT on images with an explicit `sharding`; variables stay whole."""
     replicated_sharding = NamedSharding(sharding.mesh, PartitionSpec())
 
     def call(vit, images, keys):
