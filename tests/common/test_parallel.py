@@ -108,13 +108,14 @@ def check_process(process, port):
 
 def check_agreement(process):
     """Both processes refuse a difference, except in fields that may differ."""
-    config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {"dir": f"/{process}"}}
+    config = {"lr": 0.1, "model": {"blocks": (1, 2)}, "data": {}}
+    config["data"] |= dict.fromkeys(("dir", "workers", "threads"), process)
     execution = types.SimpleNamespace(attention_impl="xla")
     model = types.SimpleNamespace(execution=execution)
 
     def check_settings(config=config, names=("ant", "bee"), count=7):
         train = ArraySource(np.zeros((count, 1, 1, 3)), -1, 2, names)
-        data = types.SimpleNamespace(train=train, val=train)
+        data = types.SimpleNamespace(train_source=train, val_source=train)
         job.check_same_settings(False, config, model, data)
 
     check_settings()
