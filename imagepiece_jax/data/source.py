@@ -261,7 +261,10 @@ class ArraySource(Source):
     """Images in memory, whose sizes may differ; labels -1: no labels."""
 
     def __init__(
-        self, images: Sequence[RgbPixels], labels: ArrayLike = -1, *classes: Any
+        self,
+        images: Sequence[RgbPixels] | np.ndarray,  # an array is no Sequence
+        labels: ArrayLike = -1,
+        *classes: Any,
     ) -> None:
         super().__init__(len(images), *classes)
         self.images = images
