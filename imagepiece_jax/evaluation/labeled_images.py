@@ -54,14 +54,16 @@ class ReadOptions:
         """These options, completed by a run's config and by the defaults."""
         run_data = run_config.get("data", {})
         run_values = {
-            "data_dir": run_data.get("dir") or None,
+            "data_dir": run_data.get("dir") or None,  # "" is no folder
             "batch_size": run_config.get("eval_batch_size"),
             "workers": run_data.get("workers"),
             "threads": run_data.get("threads"),
         }
         values: dict[str, Any] = dict(DEFAULT_VALUES)
         for more_values in (run_values, vars(self)):
-            values |= {k: v for k, v in more_values.items() if v is not None}
+            for name, value in more_values.items():
+                if value is not None:
+                    values[name] = value
         return ReadOptions(**values)
 
 

@@ -154,7 +154,7 @@ class MeasuredWeights:
             **self.images.facts,
         }
         if self.smaller_side:
-            key["smaller"] = (self.smaller_side, self.smaller_side)
+            key["smaller"] = (self.smaller_side, self.smaller_side)  # height, width
         if self.control:
             key["change"] = self.control
         if self.seed not in (None, self.pretrained.origin.seed):

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from imagepiece_jax.common import parallel, signals
-from imagepiece_jax.common.checks import check_range, refuse_any
+from imagepiece_jax.common.checks import check_range
 from imagepiece_jax.common.progress import ProgressBar
 from imagepiece_jax.common.statistics import mean_difference
 from imagepiece_jax.data.augment.random_crop import TrainTransform
@@ -89,7 +89,7 @@ def recover(
         steps, minutes, batch_size=batch_size, seed=seed, parameters=parameters
     )
     check_recoverable(vit)
-    dense_vit = vit.with_reduction(None)
+    dense = vit.with_reduction(None)
     students = list_students(vit)
     # Images are checked before anything is compiled.
     earlier_variants = filter(None, [student.recovered_variant for student in students])
@@ -103,7 +103,7 @@ def recover(
     variants = []
     stop_signals = []
     with contextlib.ExitStack() as stack:
-        teacher = recovery_step.DenseTeacher(dense_vit)
+        teacher = recovery_step.DenseTeacher(dense)
         held_out_pairs = teacher.pair_outputs(batches)
         progress = None
         for student_number, student in enumerate(students):
@@ -119,7 +119,7 @@ def recover(
                 progress = stack.enter_context(ProgressBar("recover", progress_end))
             training.stop_signals = stop_signals  # this list gets every signal
             training.train_student(progress, round(budget * student_number))
-            variant = training.make_variant(dense_vit)
+            variant = training.make_variant(dense)
             # After a stop a variant without gain is left out, unless it is the first.
             if variant.changed or not (stop_signals and variants):
                 variants.append(variant)
@@ -146,32 +146,32 @@ def make_recipe(
     return recovery_step.RecoveryRecipe(steps=steps, **other_fields)
 
 
-def check_recoverable(vit: Pretrained) -> None:
+def check_recoverable(pretrained: Pretrained) -> None:
     """Raise InputError for a model that `recover` does not take."""
-    check_loaded(vit)
-    reduction = vit.reduction
+    check_loaded(pretrained)
+    reduction = pretrained.reduction
     # A dense model may name proportional attention, which changes nothing.
     names_method = reduction is not None and reduction.name != DENSE_REDUCTION.name
-    title = f"reduction {vit.typed_reduction}"
-    refuse_any(
-        (vit.model.has_selectors, f"{title} has selectors, which only training learns"),
-        (keeps_all_tokens(vit) and names_method, f"{title} keeps all tokens"),
-    )
+    title = f"reduction {pretrained.typed_reduction}"
+    if pretrained.model.has_selectors:
+        raise InputError(f"{title} has selectors, which only training learns")
+    if keeps_all_tokens(pretrained) and names_method:
+        raise InputError(f"{title} keeps all tokens")
 
 
-def keeps_all_tokens(vit: Pretrained) -> bool:
+def keeps_all_tokens(pretrained: Pretrained) -> bool:
     """Whether every block keeps all tokens."""
-    return not any(block_plan.counts for block_plan in vit.model.plan)
+    return not any(block_plan.counts for block_plan in pretrained.model.plan)
 
 
-def list_students(vit: Pretrained) -> list[Pretrained]:
+def list_students(pretrained: Pretrained) -> list[Pretrained]:
     """List the variants to train: a reduced model itself, or a dense one at all costs.
 
     A variant starts from its last recovery, if it has one, else from the dense values.
     """
-    if keeps_all_tokens(vit):
-        return [vit.with_reduction(cost) for cost in RECOVERED_COSTS]
-    return [vit]
+    if keeps_all_tokens(pretrained):
+        return [pretrained.with_reduction(cost) for cost in RECOVERED_COSTS]
+    return [pretrained]
 
 
 @dataclasses.dataclass
@@ -303,8 +303,8 @@ class StudentTraining:
         log.info("recover: step %s, %.4f", *self.curve[-1])
         return metrics
 
-    def make_variant(self, dense_vit: Pretrained) -> recovery_record.RecoveredVariant:
-        """Describe the result; `dense_vit` is the teacher."""
+    def make_variant(self, dense: Pretrained) -> recovery_record.RecoveredVariant:
+        """Describe the result; `dense` is the teacher."""
         student = self.fit.student
         recipe = self.fit.recipe
         distances = self.metrics_after["distance"], self.metrics_before["distance"]
@@ -341,8 +341,8 @@ class StudentTraining:
             changed=self.trained_params is not None,
             image_size=student.image_size,
             depth=student.model.depth,
-            weights=dense_vit.origin.name or None,
-            share=student.gmacs / dense_vit.gmacs,
+            weights=dense.origin.name or None,
+            share=student.gmacs / dense.gmacs,
             learned=learned_digests,
             values=learned_values,
         )

@@ -3,6 +3,7 @@
 import concurrent.futures
 import hashlib
 import logging
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,8 +62,7 @@ def split_images(
     if num_images < num_needed:
         uses = f"{MIN_HELD_OUT} to hold out, and {batch_size} others"
         raise InputError(f"images has {num_images}, not {num_needed}: {uses}")
-    digest_starts = range(0, len(learned_digests), DIGEST_DIGITS)
-    old_digests = [learned_digests[i : i + DIGEST_DIGITS] for i in digest_starts]
+    old_digests = re.findall("." * DIGEST_DIGITS, learned_digests)
     candidates = np.flatnonzero(~np.isin(digests, old_digests))
     if len(candidates) < MIN_HELD_OUT:
         lack = f"{len(candidates)} that have not trained the model"
@@ -73,8 +73,9 @@ def split_images(
     run_of_image = np.sort(np.arange(num_held_out) % HELD_OUT_RUNS)
     run_sizes = np.bincount(run_of_image)
     is_held_out = np.zeros(num_images, bool)
-    for run, sixteenth in enumerate(np.array_split(candidates, HELD_OUT_RUNS)):
-        is_held_out[sixteenth[: run_sizes[run]]] = True
+    sixteenths = np.array_split(candidates, HELD_OUT_RUNS)
+    for sixteenth, run_size in zip(sixteenths, run_sizes, strict=True):
+        is_held_out[sixteenth[:run_size]] = True
     sample_indices = np.array([*index_by_digest.values()])
     return ImageSplit(
         training=sample.subset(sample_indices[~is_held_out]),

@@ -71,8 +71,8 @@ OUTPUT_DISTANCES: dict[str, tuple[str, Callable[..., jax.Array]]] = {
 class OutputComparison:
     """Student and teacher compared: in the loss, and in the metrics."""
 
-    def __init__(self, vit: Pretrained) -> None:
-        head = vit.config.head
+    def __init__(self, pretrained: Pretrained) -> None:
+        head = pretrained.config.head
         self.output_kind = "features"  # a key of `OUTPUT_DISTANCES`
         if head.is_classifier:
             self.output_kind = head.activation or "numbers"  # a regression has none
@@ -80,11 +80,11 @@ class OutputComparison:
         # Weights of terms besides "outputs": 1 like that one for an encoder's patches,
         # which are outputs, and half for others (docs/results/recovery.md, "A step").
         self.term_weights = {}
-        if vit.model.config.arch.class_token:
+        if pretrained.model.config.arch.class_token:
             self.term_weights["class_tokens"] = 0.5
         if self.output_kind == "features":
             self.term_weights["patches"] = 1.0
-        elif not vit.model.config.arch.class_token:
+        elif not pretrained.model.config.arch.class_token:
             self.term_weights["patches"] = 0.5
 
     def compute_outputs(

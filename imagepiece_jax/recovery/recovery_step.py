@@ -73,10 +73,10 @@ def step_size(name: str, param: Float[Array, "..."]) -> Float[Array, ""]:
 class DenseTeacher:
     """The dense model on all devices."""
 
-    def __init__(self, dense_vit: Pretrained) -> None:
-        self.model = dense_vit.model
-        self.comparison = OutputComparison(dense_vit)
-        self.variables = parallel.replicate(dense_vit.variables)
+    def __init__(self, dense: Pretrained) -> None:
+        self.model = dense.model
+        self.comparison = OutputComparison(dense)
+        self.variables = parallel.replicate(dense.variables)
 
         def compute_outputs(variables, pixels):
             images = self.normalize_pixels(pixels)

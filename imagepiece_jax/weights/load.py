@@ -137,7 +137,7 @@ def load(
     )
     recovery = description.recovery
     # A drawn part has no learned values either: they belong to the part it replaces.
-    vit = Pretrained(
+    pretrained = Pretrained(
         model,
         variables,
         class_names=class_names,
@@ -146,18 +146,18 @@ def load(
         selectors=learned_selectors,
     )
     if num_classes is not None or seed is not None:
-        vit.warn_of_untrained()
+        pretrained.warn_of_untrained()
     # CLIP's towers have pre_norm, and a projection's tensors are like a classifier's.
     is_like_clip = vit_config.arch.pre_norm and vit_config.head.is_single_label
-    if is_like_clip and not (vit.class_names or vit.untrained_kinds):
+    if is_like_clip and not (pretrained.class_names or pretrained.untrained_kinds):
         warnings.warn(
-            f"{vit!r}: the head is taken for a classifier; config.problem_type "
+            f"{pretrained!r}: the head is taken for a classifier; config.problem_type "
             "'projection' says that it is CLIP's projection",
             stacklevel=2,
         )
     if recovery is not None:
-        recovery.log_unrecovered(model, vit.label)
-    return vit
+        recovery.log_unrecovered(model, pretrained.label)
+    return pretrained
 
 
 def _change_config(description, image_size, crop, num_classes):

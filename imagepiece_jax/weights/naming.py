@@ -328,10 +328,10 @@ def _rename_tensors(state_dict, timm_names):
     source_names = {}  # {timm's name: name in the file}
     for name, tensor in state_dict.items():
         block_tensors = {timm_names[name]: tensor}
-        _, is_scanned, leaf_name = timm_names[name].partition(SCANNED_BLOCKS)
+        _, is_scanned, leaf = timm_names[name].partition(SCANNED_BLOCKS)
         if is_scanned:
-            blocks = range(len(tensor))
-            block_tensors = {f"blocks.{i}.{leaf_name}": tensor[i] for i in blocks}
+            block_names = [f"blocks.{block}.{leaf}" for block in range(len(tensor))]
+            block_tensors = dict(zip(block_names, tensor, strict=True))
         for timm_name in block_tensors:
             if timm_name in source_names:
                 names = f"{source_names[timm_name]} and {name}"

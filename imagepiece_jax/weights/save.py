@@ -79,22 +79,23 @@ def save(vit: Pretrained, folder: str | os.PathLike) -> pathlib.Path:
     return folder
 
 
-def make_config_fields(vit: Pretrained) -> dict[str, Any]:
+def make_config_fields(pretrained: Pretrained) -> dict[str, Any]:
     """Make the content of a config.json for `load`: our own complete part, and timm's.
 
     "architecture" is timm's name if timm has the model, so that `timm.create_model`
     loads the dense part; else it is our own name (OWN_KEY).
     """
-    model = vit.model
-    reduction = dataclasses.replace(vit.known_reduction(), prop_attn=model.prop_attn)
-    variants = vit.recovery.variants if vit.recovery else ()
-    has_trained_positions = vit.origin.positions is not None
+    model = pretrained.model
+    reduction = pretrained.known_reduction()
+    reduction = dataclasses.replace(reduction, prop_attn=model.prop_attn)
+    variants = pretrained.recovery.variants if pretrained.recovery else ()
+    has_trained_positions = pretrained.origin.positions is not None
     optional_fields = {
-        "untrained": vit.origin.untrained_parts(vit.variables["params"]),
+        "untrained": pretrained.origin.untrained_parts(pretrained.variables["params"]),
         "recovery": variants and {"variants": [variant.record for variant in variants]},
-        "class_names": vit.class_names,
-        "trained_size": vit.origin.image_size if has_trained_positions else None,
-        "license": vit.origin.license,
+        "class_names": pretrained.class_names,
+        "trained_size": pretrained.origin.image_size if has_trained_positions else None,
+        "license": pretrained.origin.license,
     }
     record = {
         "format": RECORD_FORMAT,
@@ -104,7 +105,8 @@ def make_config_fields(vit: Pretrained) -> dict[str, Any]:
         **{name: value for name, value in optional_fields.items() if value},
     }
     own_key = folder_files.OWN_KEY
-    return {"architecture": own_key, **timm_config.describe_timm(vit), own_key: record}
+    timm_fields = timm_config.describe_timm(pretrained)
+    return {"architecture": own_key, **timm_fields, own_key: record}
 
 
 def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
@@ -122,16 +124,16 @@ def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     return folder
 
 
-def _check_round_trip(vit, loaded_tensors, config_fields):
+def _check_round_trip(pretrained, loaded_tensors, config_fields):
     """Check that `load` would make the same model from these tensors and config."""
     description = parse_config(config_fields, {})
     loaded_model = build_model(description.config, description.reduction)
     # The saved positions are of the trained size: `load` resizes them to these.
-    if vit.origin.positions is not None:
-        model_positions = np.asarray(vit.dense_variables["params"]["pos_embed"])
+    if pretrained.origin.positions is not None:
+        model_positions = np.asarray(pretrained.dense_variables["params"]["pos_embed"])
         loaded_tensors = loaded_tensors | {"pos_embed": model_positions}
     timm_tensors.make_own_variables(loaded_model, loaded_tensors, "the saved model")
-    has_equal_plan = loaded_model.plan == vit.model.plan
-    if not has_equal_plan or loaded_model.prop_attn != vit.model.prop_attn:
+    has_equal_plan = loaded_model.plan == pretrained.model.plan
+    if not has_equal_plan or loaded_model.prop_attn != pretrained.model.prop_attn:
         reduction = description.reduction
         raise InputError(f"the model's plan or prop_attn is not {reduction}'s")

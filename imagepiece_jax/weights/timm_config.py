@@ -65,7 +65,7 @@ def parse_timm(config_fields: JsonFields) -> dict[str, Any]:
     arguments = config_fields.get("model_args") or {}
     if label_offset := pretrained_cfg.get("label_offset"):
         raise InputError(f"label_offset is {label_offset}: some outputs are no classes")
-    image_size = _compact_size(pretrained_cfg["input_size"][1:])
+    image_size = _compact_size(pretrained_cfg["input_size"][1:])  # without channels
     positions_size = _compact_size(arguments.get("img_size") or image_size)
     # Whether timm's model takes images whose size differs from its positions'.
     is_dynamic = registry.timm_arguments(architecture).get("dynamic_img_size", False)
@@ -74,7 +74,7 @@ def parse_timm(config_fields: JsonFields) -> dict[str, Any]:
         is_flexible = True
     if not is_flexible:
         image_size = positions_size
-    vit_fields: dict[str, Any] = {
+    file_fields: dict[str, Any] = {
         "mean": tuple(pretrained_cfg["mean"]),
         "std": tuple(pretrained_cfg["std"]),
         "preprocessing": Preprocessing(
@@ -87,8 +87,8 @@ def parse_timm(config_fields: JsonFields) -> dict[str, Any]:
         ),
     }
     if num_classes is not None:
-        vit_fields["num_classes"] = num_classes
-    config = registry.build_config(architecture, **{"num_classes": 0, **vit_fields})
+        file_fields["num_classes"] = num_classes
+    config = registry.build_config(architecture, **{"num_classes": 0, **file_fields})
     if tag:
         config = _prefer_public_config(
             f"{architecture}.{tag}", config, num_classes, arguments
@@ -99,7 +99,7 @@ def parse_timm(config_fields: JsonFields) -> dict[str, Any]:
     label_names = _find_class_names(pretrained_cfg | config_fields, num_classes, config)
     # transformers' TimmWrapper writes a problem_type.
     problem_type = config_fields.get("problem_type") or config.problem_type
-    config = dataclasses.replace(config, **vit_fields, problem_type=problem_type)
+    config = dataclasses.replace(config, **file_fields, problem_type=problem_type)
     return {
         "config": config,
         "class_names": label_names,
@@ -128,10 +128,9 @@ def _prefer_public_config(public_name, config, num_classes, arguments):
     public_pool = public_config.arch.pool
     given_pool = arguments.get("global_pool")
     # An unknown pool counts as equal: `apply_model_args` refuses it.
-    if given_pool is not None:
-        if TIMM_POOLS.get(given_pool, public_pool) != public_pool:
-            return config
     is_same = num_classes in (None, public_config.num_classes)
+    if given_pool is not None:
+        is_same = is_same and TIMM_POOLS.get(given_pool, public_pool) == public_pool
     for field in ("mean", "std", "image_size"):
         is_same = is_same and getattr(public_config, field) == getattr(config, field)
     return public_config if is_same else config
@@ -141,7 +140,7 @@ def _find_class_names(config_fields, num_classes, config):
     """Find a file's label descriptions or names, or those of a public model."""
     label_names = config_fields.get("label_names") if num_classes != 0 else None
     if isinstance(label_names, Mapping) and label_names:  # numbers may be missing
-        label_names = [label_names.get(str(i)) for i in range(num_classes)]
+        label_names = [label_names.get(str(label)) for label in range(num_classes)]
     if label_names:
         descriptions = config_fields.get("label_descriptions") or {}
         long_names = [descriptions.get(name, name) for name in label_names]
@@ -157,9 +156,9 @@ def apply_model_args(config: ViTConfig, arguments: JsonFields) -> ViTConfig:
     timm_model, _, _ = (config.name or "").partition(".")
     is_eva = registry.timm_class(timm_model) == "Eva"
     is_gated = config.arch.mlp == "swiglu"
-    usual_arguments = registry.timm_arguments(timm_model)
-    part_names = [name for name in PART_ARGUMENTS if name in usual_arguments]
-    part_arguments = {name: usual_arguments[name] for name in part_names}
+    default_arguments = registry.timm_arguments(timm_model)
+    part_names = [name for name in PART_ARGUMENTS if name in default_arguments]
+    part_arguments = {name: default_arguments[name] for name in part_names}
     sizes = {}
     architecture_fields: dict[str, Any] = {}
     for argument, value in arguments.items():
@@ -168,16 +167,16 @@ def apply_model_args(config: ViTConfig, arguments: JsonFields) -> ViTConfig:
             sizes[argument] = value
         elif argument in IDLE_ARGUMENTS:
             continue
-        elif argument == "act_layer" and argument in usual_arguments:
+        elif argument == "act_layer" and argument in default_arguments:
             gelu_of_act = GATE_ACTIVATIONS if is_gated else TIMM_GELUS | {None: "exact"}
             check_choice(field_path, value, gelu_of_act)
             architecture_fields["gelu"] = gelu_of_act[value]
-        elif argument == "norm_layer" and argument in usual_arguments:
+        elif argument == "norm_layer" and argument in default_arguments:
             check_choice(field_path, value, NORM_LAYER_EPS)
             architecture_fields["norm_eps"] = NORM_LAYER_EPS[value]
-        elif argument in PART_ARGUMENTS and argument in usual_arguments:
+        elif argument in PART_ARGUMENTS and argument in default_arguments:
             part_arguments[argument] = value
-        elif argument not in usual_arguments or value != usual_arguments[argument]:
+        elif argument not in default_arguments or value != default_arguments[argument]:
             raise InputError(f"{field_path} is {value!r}, which is not supported")
     check_choice("model_args.global_pool", part_arguments["global_pool"], TIMM_POOLS)
     embed_dim = sizes.get("embed_dim", config.embed_dim)
@@ -221,16 +220,15 @@ def _translate_arguments(part_arguments, is_eva, architecture):
         if final_norm is None:
             final_norm = not fc_norm
         layer_scale = arguments["init_values"] is not None  # 0 counts, too
-        includes_prefix = pool == "map"
+        includes_prefix = pool == "map"  # Eva's map always reads the prefix
     else:  # VisionTransformer has one norm, before or after the pool
         fc_norm = final_norm and fc_norm
         final_norm = final_norm and not fc_norm
         includes_prefix = arguments["pool_include_prefix"] and pool != "token"
     lacks_prefix_position = arguments["no_embed_class"] and has_prefix
     # timm's EvaAttention has two biases, q_bias and v_bias.
-    lacks_key_bias = (
-        is_eva and arguments["attn_type"] == "eva" and arguments["qkv_bias"]
-    )
+    has_two_biases = is_eva and arguments["attn_type"] == "eva"
+    lacks_key_bias = has_two_biases and arguments["qkv_bias"]
     return {
         "class_token": arguments["class_token"],
         "registers": arguments["reg_tokens"],
@@ -250,23 +248,23 @@ def _translate_arguments(part_arguments, is_eva, architecture):
 
 
 # Writing.
-def describe_timm(vit: Pretrained) -> dict[str, Any]:
+def describe_timm(pretrained: Pretrained) -> dict[str, Any]:
     """Describe the dense part of a Pretrained for timm; {} if timm lacks the model."""
-    config = vit.model.config
-    if vit.origin.positions is not None:  # the saved ones
-        config = config.with_preprocessing(image_size=vit.origin.image_size)
+    config = pretrained.model.config
+    if pretrained.origin.positions is not None:  # the saved ones
+        config = config.with_preprocessing(image_size=pretrained.origin.image_size)
     architecture_fields = _find_timm_architecture(config)
     if not architecture_fields:
         return {}
     optional_fields: dict[str, Any] = {}
-    if vit.preprocessing.resizes:
-        crop_fields = vit.preprocessing.as_json
+    if pretrained.preprocessing.resizes:
+        crop_fields = pretrained.preprocessing.as_json
         optional_fields["crop_pct"] = crop_fields["crop"]
         optional_fields["crop_mode"] = crop_fields["crop_mode"]
         optional_fields["interpolation"] = crop_fields["interpolation"]
-    if vit.origin.license:
-        optional_fields["license"] = vit.origin.license
-    label_names: Any = vit.class_names
+    if pretrained.origin.license:
+        optional_fields["license"] = pretrained.origin.license
+    label_names: Any = pretrained.class_names
     if label_names and None in label_names:  # {number: name} skips None
         labels = [label for label, name in enumerate(label_names) if name is not None]
         label_names = {str(label): label_names[label] for label in labels}
@@ -309,6 +307,7 @@ def _find_timm_architecture(config):
                 candidates.append((public_config.image_size != config.image_size, name))
     if config.stem != "patch" or not candidates:
         return {}
+    # False, an equal size, comes first.
     _, architecture = min(candidates, key=lambda candidate: candidate[0])
     arguments: dict[str, Any] = {"img_size": config.image_size}
     if config.arch.mlp != "swiglu" and registry.timm_class(architecture) != "Eva":

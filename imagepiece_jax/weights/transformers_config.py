@@ -254,9 +254,9 @@ def _select_vision_fields(config_fields):
     return fields
 
 
-def _check_fixed_fields(fixed_fields, fields):
+def _check_fixed_fields(fixed_fields, file_fields):
     for field, value in fixed_fields.items():
-        check_choice(field, fields.get(field, value), [value])
+        check_choice(field, file_fields.get(field, value), [value])
 
 
 def parse_image_processor(
@@ -327,8 +327,10 @@ def _make_preprocessing_fields(settings, processor_name):
         if int(crop_side / crop_share) != side:
             crop_share = math.nextafter(crop_share, 0)
     if not has_same_size or crop_share > 1:
-        sizes = f"size is {size!r}, do_center_crop {has_crop}, crop_size {crop_size!r}"
-        raise InputError(f"{sizes}; give a height and a width, or a smaller crop")
+        mistake = (
+            f"size is {size!r}, do_center_crop {has_crop}, crop_size {crop_size!r}"
+        )
+        raise InputError(f"{mistake}; give a height and a width, or a smaller crop")
     return {
         "crop": crop_share,
         "crop_mode": "squash" if is_squashed else "center",
