@@ -118,10 +118,7 @@ def folder(tmp_path_factory):
 
 
 def read_files(folder):
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        files[path] = path.read_bytes() if path.is_file() else None
-    return files
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("line, status, word", MISTAKES, ids=str)

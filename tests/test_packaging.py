@@ -95,25 +95,16 @@ def test_readmes_example_needs_only_dependencies():
     assert result["logits"] == [2, 1000]
 
 
-def test_training_names_missing_packages_first(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    workdir = tmp_path / "run"
+def test_missing_packages_are_named_first(monkeypatch, tmp_path):
+    for module in ("tensorboardX", "tensorflow_datasets", "datasets"):
+        monkeypatch.setitem(sys.modules, module, None)
     with refused("training needs tensorboardX, which is not installed"):
-        small_runs.train(small_runs.quickstart_config(), workdir)
-    assert not workdir.exists()
-
-
-@pytest.mark.parametrize(
-    "name, module, message",
-    [
-        ("imagenet2012", "tensorflow_datasets", "needs tensorflow-datasets"),
-        ("hf:a/b", "datasets", "hub-data"),
-    ],
-)
-def test_data_sets_name_missing_packages(monkeypatch, tmp_path, name, module, message):
-    monkeypatch.setitem(sys.modules, module, None)
-    with refused(name, message):
-        registry.open_source(name, "val", data_dir=tmp_path)
+        small_runs.train(small_runs.quickstart_config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with refused("imagenet2012", "needs tensorflow-datasets"):
+        registry.open_source("imagenet2012", "val", data_dir=tmp_path)
+    with refused("hf:a/b", "hub-data"):
+        registry.open_source("hf:a/b", "val", data_dir=tmp_path)
 
 
 def list_sources(folder):

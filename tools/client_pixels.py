@@ -62,15 +62,14 @@ def case_fields(case):
     return tower.processor_fields(config)
 
 
-def open_clip_transform(content):
-    """The function from a PIL image to pixels, [3, SIDE, SIDE], normalized."""
-    from open_clip import transform
+def case_transform(case):
+    """A library's function from a PIL image to normalized pixels, [3, SIDE, SIDE]."""
+    content = case_fields(case)
+    if CASES[case][0] == "open_clip":
+        from open_clip import transform
 
-    config = transform.PreprocessCfg(**content)
-    return lambda image: transform.image_transform_v2(config, False)(image).numpy()
-
-
-def transformers_transform(content):
+        config = transform.PreprocessCfg(**content)
+        return lambda image: transform.image_transform_v2(config, False)(image).numpy()
     import transformers
 
     processor = transformers.CLIPImageProcessor.from_dict(content)
@@ -79,11 +78,7 @@ def transformers_transform(content):
 
 def compute_pixels(case):
     """The pixels of a case, uint8."""
-    content = case_fields(case)
-    if CASES[case][0] == "open_clip":
-        prepare = open_clip_transform(content)
-    else:
-        prepare = transformers_transform(content)
+    prepare = case_transform(case)
     normalized = [prepare(Image.fromarray(image)) for image in odd_pictures()]
     config = registry.model_config("deit_s")
     pixels = np.stack(normalized).transpose(0, 2, 3, 1) * config.std + config.mean

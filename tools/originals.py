@@ -124,60 +124,53 @@ def config(kind, **fields):
     return kind(**sizes | fields)
 
 
-def of_transformers(kind, config, name, pooled, **changes):
+def of_transformers(kind, config, name, output, **changes):
+    """output: a field of the model's outputs, or a function of model and images"""
     model = randomize(kind(config))
-    outputs = run(lambda x: pooled(model, x))
+    if isinstance(output, str):
+        outputs = run(lambda x: getattr(model(x), output))
+    else:
+        outputs = run(lambda x: output(model, x))
     ours = config_like(name, **changes)
     return Original(saved(model), outputs, ours, also=(memory(model),))
-
-
-def logits(model, x):
-    return model(x).logits
-
-
-def pooler(model, x):
-    return model(x).pooler_output
 
 
 def first_token(model, x):
     return model(x).last_hidden_state[:, 0]
 
 
-def embeds(model, x):
-    return model(x).image_embeds
-
-
 NORM = {"layer_norm_eps": 1e-6}
 HEADED = NORM | {"num_labels": CLASSES}
+POOLED = "pooler_output"
 SWIGLU = {"use_swiglu_ffn": True}
 CLASSIFIER = "ForImageClassification"
 TEACHER = "ForImageClassificationWithTeacher"
-# Start and end of a model's name, its config, timm's name, and its function of images.
+# Start and end of a model's name, its config, timm's name, and its output.
 TRANSFORMERS = {
-    "vit": ("ViT", CLASSIFIER, HEADED, "deit_s", logits),
+    "vit": ("ViT", CLASSIFIER, HEADED, "deit_s", "logits"),
     # It has a pooler, which we leave out, and no classifier.
     "vit_features": ("ViT", "Model", NORM, "deit_s", first_token),
-    "deit": ("DeiT", TEACHER, HEADED, "deit_small_distilled_patch16_224", logits),
-    "dinov2": ("Dinov2", "Model", {}, "vit_small_patch14_dinov2", pooler),
-    "dinov2_swiglu": ("Dinov2", "Model", SWIGLU, "vit_giant_patch14_dinov2", pooler),
+    "deit": ("DeiT", TEACHER, HEADED, "deit_small_distilled_patch16_224", "logits"),
+    "dinov2": ("Dinov2", "Model", {}, "vit_small_patch14_dinov2", POOLED),
+    "dinov2_swiglu": ("Dinov2", "Model", SWIGLU, "vit_giant_patch14_dinov2", POOLED),
     "dinov2_registers": (
         *("Dinov2WithRegisters", "Model", {"num_register_tokens": 4}),
-        *("vit_small_patch14_reg4_dinov2", pooler),
+        *("vit_small_patch14_reg4_dinov2", POOLED),
     ),
     "clip_projection": (
         *("CLIPVision", "ModelWithProjection", {"projection_dim": CLASSES}),
-        *("vit_base_patch32_clip_224.openai", embeds),
+        *("vit_base_patch32_clip_224.openai", "image_embeds"),
     ),
 }
 
 
 def named_in_transformers(key):
-    start, end, fields, name, pooled = TRANSFORMERS[key]
+    start, end, fields, name, output = TRANSFORMERS[key]
     sizes = config(getattr(transformers, f"{start}Config"), **fields)
     kind = getattr(transformers, start + end)
     # two thirds of HIDDEN, in eights
     changes = {"mlp_ratio": 32 / WIDTH} if fields is SWIGLU else {}
-    return of_transformers(kind, sizes, name, pooled, **changes)
+    return of_transformers(kind, sizes, name, output, **changes)
 
 
 TEXT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -196,7 +189,7 @@ def transformers_clip():
     sizes = transformers.CLIPConfig(**towers, projection_dim=CLASSES)
 
     def embedding(model, x):
-        return model.visual_projection(pooler(model.vision_model, x))
+        return model.visual_projection(model.vision_model(x).pooler_output)
 
     name = "vit_base_patch32_clip_224.laion2b"
     return of_transformers(transformers.CLIPModel, sizes, name, embedding)
@@ -206,7 +199,7 @@ def transformers_clip_vision():
     """Until version 5 its file has "vision_model." in front of all names."""
     name = "vit_base_patch32_clip_224.openai"
     kind = transformers.CLIPVisionModel
-    original = of_transformers(kind, clip_config(), name, pooler)
+    original = of_transformers(kind, clip_config(), name, POOLED)
     old = {f"vision_model.{name}": tensor for name, tensor in original.tensors.items()}
     old["vision_model.embeddings.position_ids"] = np.arange(GRID + 1)[None]
     return dataclasses.replace(original, also=(*original.also, old))
@@ -221,7 +214,7 @@ def transformers_siglip():
     """Both towers. SigLIP 2 of a fixed size is the same model."""
 
     def pooled(model, x):
-        return pooler(model.vision_model, x)
+        return model.vision_model(x).pooler_output
 
     kind = transformers.SiglipModel
     return of_transformers(kind, siglip_config(), "vit_base_patch16_siglip_224", pooled)
@@ -231,7 +224,7 @@ def transformers_siglip_classifier():
     """It reads the mean of the patches, and ignores its attention pool."""
     kind = transformers.SiglipForImageClassification
     name = "vit_base_patch16_siglip_gap_224"
-    return of_transformers(kind, siglip_config(num_labels=CLASSES), name, logits)
+    return of_transformers(kind, siglip_config(num_labels=CLASSES), name, "logits")
 
 
 # timm, and original repositories that rename timm's models

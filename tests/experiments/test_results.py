@@ -22,6 +22,18 @@ def test_pages_have_the_files_tables(stored):
     assert {name for _, name, _ in used} == set(tables)
 
 
+def test_pictures_show_the_stored_figures():
+    """python -m experiments.figures draws the pictures again."""
+    pytest.importorskip("matplotlib")
+    from experiments import figures
+
+    for name, drawing in figures.draw_all().items():
+        picture = (figures.DOCS / f"{name}.svg").read_text("utf-8")
+        assert len(picture) < 100_000
+        assert f"]({name}.svg)" in (figures.DOCS / f"{name}.md").read_text("utf-8")
+        assert figures.points_digest(drawing) in picture
+
+
 def test_readmes_typed_shares_are_the_measured_reductions(stored):
     dense = create_model("deit_tiny_patch16_224.fb_in1k")
     for row in stored.readme:
