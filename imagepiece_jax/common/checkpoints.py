@@ -46,10 +46,8 @@ def open_steps(
             primary_host=own_process, active_processes={own_process}
         ),
     )
-    handlers = {
-        "state": ocp.PyTreeCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
-    }
+    handlers: dict[str, Any] = {"state": ocp.PyTreeCheckpointHandler()}
+    handlers["meta"] = ocp.JsonCheckpointHandler()
     return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 

@@ -170,8 +170,7 @@ class MappedFunction:
         if key not in self._programs:
             options = {}
             if self._program_name:
-                platform = local_devices()[0].platform
-                options = xla_options.compiler_options(platform)
+                options = xla_options.compiler_options(local_devices()[0].platform)
             is_announced = bool(self._program_name) and is_main()
             with announced_work(f"compiling the {self._program_name}", is_announced):
                 lowered = self._mapped_fn.lower(*types)

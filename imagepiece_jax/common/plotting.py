@@ -38,7 +38,6 @@ def draw_curves(
 
     curves: {name: [(x, (value, low, high)), ..]}, in any order of x
     level: name and value of a horizontal line
-    Raises RunError if the file cannot be written.
     """
     figure = new_figure(9.5, 5, layout="constrained")
     axes = figure.subplots()

@@ -95,9 +95,8 @@ class Preprocessing:
             resized_text = str(self.resized_size[0])
         crop_text = str(height) if height == width else size_text(self.shape)
         rule_text = "" if self.rule == "timm" else f" as in {self.rule}"
-        return (
-            f"resize {resized_text} {self.interpolation}, crop {crop_text}{rule_text}"
-        )
+        resized_text += f" {self.interpolation}"
+        return f"resize {resized_text}, crop {crop_text}{rule_text}"
 
     @property
     def as_json(self) -> dict[str, object]:

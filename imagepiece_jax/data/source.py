@@ -133,6 +133,7 @@ class Source(abc.ABC):
         return self._digest_with_content(range(len(self)))
 
     def _digest_with_content(self, content_indices):
+        """Digest of all images' identities, and of the content at these indices."""
         source_hash = hashlib.sha256(str(len(self)).encode())
         for identity_part in self.identity_bytes(np.asarray(self.indices)):
             source_hash.update(hashlib.sha256(identity_part).digest())

@@ -110,7 +110,7 @@ def _enhance_images(images, operation, factor):
 
 
 def _smooth_images(images):
-    """3 x 3 mean with a fivefold center; edge pixels stay."""
+    """Pillow's SMOOTH: 3 x 3 mean with a fivefold center; edge pixels stay."""
     height, width = images.shape[1:3]
     levels = images.astype(jnp.int32)
     vertical_sums = levels[:, :-2] + levels[:, 1:-1] + levels[:, 2:]

@@ -84,19 +84,16 @@ class HubSource(source.Source):
     def identity_bytes(self, indices: Int[np.ndarray, " images"]) -> Iterator[bytes]:
         import pyarrow.compute  # which `datasets` needs
 
+        compute: Any = pyarrow.compute  # type checkers do not see its functions
         image_column = self._rows.data.column("image")
-        call_function = pyarrow.compute.call_function
-        columns = {}
-        for field in ("bytes", "path"):
-            options = pyarrow.compute.StructFieldOptions(field)
-            columns[field] = call_function("struct_field", [image_column], options)
-        stored_sizes = call_function("binary_length", [columns["bytes"]])
-        # -1: no bytes, but a path.
-        sizes = stored_sizes.fill_null(-1).to_numpy()[indices]
+        stored_bytes = compute.struct_field(image_column, "bytes")
+        all_sizes = compute.binary_length(stored_bytes).fill_null(-1)
+        sizes = all_sizes.to_numpy()[indices]  # -1: no bytes, but a path
         yield sizes.tobytes()
         yield self.labels[indices].tobytes()
-        all_paths = columns["path"].to_numpy()[indices][sizes < 0]
-        file_paths = [path for path in all_paths if path]  # a row may lack an image
+        all_paths = compute.struct_field(image_column, "path").to_numpy()[indices]
+        # A row may lack an image, and with it both.
+        file_paths = [path for path in all_paths[sizes < 0] if path]
         if file_paths:
             file_names = [os.path.basename(path) for path in file_paths]
             yield "\0".join(file_names).encode(errors="surrogateescape")
