@@ -98,8 +98,6 @@ def check_values(result: object, counts: StepCounts) -> None:
 
     Raises InputError, with image, slot or token.
     """
-    # Every token has a slot or is dropped, every slot has a token, or one token without
-    # `merges`, and weights are finite.
     check_form(result, counts)
     numpy_result: Any = jax.tree.map(np.asarray, result)
     faults = {}  # {sentence about the place of a fault: where it is, [B, ..]}

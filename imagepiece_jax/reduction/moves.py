@@ -44,14 +44,9 @@ def apply_result(
         rows_and_columns = coordinates[..., 0], coordinates[..., 1]
         sums = [result.sum_slots(image_size * place) for place in rows_and_columns]
         coordinates = jnp.stack(sums, axis=-1) / result.sum_slots(image_size)[..., None]
-    return TokenState(
-        x=x,
-        size=size,
-        mask=mask,
-        coordinates=coordinates,
-        attn_size=attn_size,
-        num_prefix=state.num_prefix,
-        patches=state.patches,
+    state = dataclasses.replace(state, grid=None)  # reduced tokens have no grid
+    return dataclasses.replace(
+        state, x=x, size=size, attn_size=attn_size, mask=mask, coordinates=coordinates
     )
 
 
@@ -66,12 +61,10 @@ def _apply_mixing(state, result):
         prefix_size = state.effective_size[:, : state.num_prefix]
         attn_size = jnp.concatenate([prefix_size, attn_size], axis=1)
     # All sizes are 1: every token mixes all patches, so patches cannot be counted.
-    return TokenState(
-        x=x,
-        size=jnp.ones(x.shape[:2], jnp.float32),
-        coordinates=coordinates,
-        attn_size=attn_size,
-        num_prefix=state.num_prefix,
+    size = jnp.ones(x.shape[:2], jnp.float32)
+    state = dataclasses.replace(state, mask=None, patches=None, grid=None)
+    return dataclasses.replace(
+        state, x=x, size=size, attn_size=attn_size, coordinates=coordinates
     )
 
 

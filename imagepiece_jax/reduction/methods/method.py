@@ -159,9 +159,8 @@ class Method:
         """
         if self.counts is None:
             return dataclasses.replace(self, macs=None).scale_schedule(ratio, facts)
-        counts = schedules.scheduled_counts(
-            str(self.counts), facts.depth, facts.patches, ratio
-        )
+        schedule = str(self.counts)  # `macs` excludes a list
+        counts = schedules.scheduled_counts(schedule, facts.depth, facts.patches, ratio)
         return self.with_counts(counts, facts)
 
     def with_counts(self, counts: Sequence[int], facts: ModelFacts) -> Self:

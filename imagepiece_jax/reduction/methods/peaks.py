@@ -42,12 +42,9 @@ class KeepPeaks(Ranking):
         peak_ranks = rank_tokens(peak_values(score, cosines))
         slot_of_token, cosine_to_kept = join_kept(cosines, peak_ranks, counts.n_out)
         # A weight above 0 keeps the mean of unattended tokens.
-        return Assignment(
-            slot_of_token,
-            weight=jnp.maximum(score, LEAST_WEIGHT),
-            attn_size=size * cosine_to_kept,
-            n_out=counts.n_out,
-        )
+        weight = jnp.maximum(score, LEAST_WEIGHT)
+        attn_size = size * cosine_to_kept
+        return Assignment(slot_of_token, weight, attn_size, n_out=counts.n_out)
 
 
 def peak_values(score: TokenValues, cosines: TokenPairs) -> TokenValues:
