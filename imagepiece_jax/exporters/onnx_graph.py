@@ -155,7 +155,7 @@ class Graph:
         public_names = {value.name: name for name, value in outputs.items()}
         needed_names = {*public_names}
         needed_nodes = []
-        for node in reversed(self.nodes):
+        for node in reversed(self.nodes):  # its readers come after it
             if needed_names & {*node.output}:
                 needed_nodes.append(node)
                 needed_names |= {*node.input}
@@ -165,6 +165,7 @@ class Graph:
 
         def value_info(name, value):
             element_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+            # An open side is stored as text, such as "batch".
             sides = [str(s) if is_open_side(s) else int(s) for s in value.shape]
             return helper.make_tensor_value_info(name, element_type, sides)
 

@@ -63,9 +63,9 @@ def _add_equation(graph, equation, operands):
     if name in CALL_PRIMITIVES:
         return add_equations(graph, params[CALL_PRIMITIVES[name]], operands)
     atom_shapes = _atom_shapes([*equation.invars, *equation.outvars])
-    is_constant = not any(map(is_open_side, itertools.chain(*atom_shapes)))
-    is_constant &= name != "dim_as_value"  # the open batch, as a number
-    if is_constant and all(operand.array is not None for operand in operands):
+    is_fixed = not any(map(is_open_side, itertools.chain(*atom_shapes)))
+    is_fixed &= name != "dim_as_value"  # the open batch, as a number
+    if is_fixed and all(operand.array is not None for operand in operands):
         return _fold_equation(graph, equation, operands)
     if name not in PRIMITIVE_TRANSLATIONS:
         raise no_operator_error(name)
@@ -107,7 +107,7 @@ def _atom_shapes(atoms):
 
 def _needed_equations(jaxpr):
     """List the equations on which a jaxpr's outputs depend."""
-    needed_ids = set(map(id, jaxpr.outvars))
+    needed_ids = set(map(id, jaxpr.outvars))  # a Literal has no hash
     needed_equations = []
     for equation in reversed(jaxpr.eqns):
         if needed_ids & set(map(id, equation.outvars)):

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 import imagepiece_jax
-from imagepiece_jax.commands import export
+from imagepiece_jax.commands.export import main
 from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.errors import RunError
 from imagepiece_jax.exporters import card
+from imagepiece_jax.exporters.export import export
 from imagepiece_jax.inference.compare_outputs import IMAGE_CONTROLS, measure_fidelity
 from imagepiece_jax.models.recovery_record import Recovery
 from imagepiece_jax.recovery.recovery_images import split_images
@@ -35,6 +36,10 @@ def run_by_hand(file, facts, pixels):
     return session.run([names[-1]], {facts["input"]["name"]: images})[0]
 
 
+def with_origin(vit, **fields):
+    return dataclasses.replace(vit, origin=dataclasses.replace(vit.origin, **fields))
+
+
 @pytest.mark.parametrize("has_classes", [True, False])
 def test_a_cards_metrics_equal_those_of_the_files(tmp_path, has_classes):
     vit = tiny_vit.pretrained("tome:r=3", depth=2)
@@ -47,13 +52,13 @@ def test_a_cards_metrics_equal_those_of_the_files(tmp_path, has_classes):
     if not has_classes:
         words += ["--layout", "transformers"]
         file = tmp_path / "half" / "onnx" / "vision_model_fp16.onnx"
-    ended = call(export.main, *words).ok()
+    ended = call(main, *words).ok()
     facts = json.loads(file.with_name(f"{file.name}.json").read_text())
     measured = facts["card"]
     pixels = np.stack([np.asarray(Image.open(folder / n)) for n in measured["images"]])
     assert len(pixels) == 60  # nothing calibrates
     assert "a card of 60 compared images\n" in ended.err
-    dense = imagepiece_jax.export(vit.with_reduction(None), tmp_path / "dense.onnx")
+    dense = export(vit.with_reduction(None), tmp_path / "dense.onnx")
     dense_facts = json.loads((tmp_path / "dense.onnx.json").read_text())
     base = run_by_hand(dense, dense_facts, pixels)
     outputs = {"file": run_by_hand(file, facts, pixels)}
@@ -84,11 +89,9 @@ def test_a_foreign_readme_is_neither_replaced_nor_removed(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("mine")
     with refused("README.md"):
-        imagepiece_jax.export(
-            vit, tmp_path / "m.onnx", images=small_photographs.draw(30)
-        )
+        export(vit, tmp_path / "m.onnx", images=small_photographs.draw(30))
     assert {*tmp_path.iterdir()} == {page}
-    imagepiece_jax.export(vit, tmp_path / "m.onnx")
+    export(vit, tmp_path / "m.onnx")
     assert page.read_text() == "mine"
 
 
@@ -96,39 +99,35 @@ def test_images_must_leave_some_to_compare(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
     copies = np.repeat(small_photographs.draw(2), 20, axis=0)
     with refused("images", "2"):
-        imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="int8", images=copies)
+        export(vit, tmp_path / "m.onnx", dtype="int8", images=copies)
     with refused("int8", "--images"):
-        imagepiece_jax.export(vit, tmp_path / "m.onnx", dtype="int8")
+        export(vit, tmp_path / "m.onnx", dtype="int8")
     assert not [*tmp_path.iterdir()]
 
 
 def test_a_page_has_a_section_for_every_file(tmp_path):
     yaml = pytest.importorskip("yaml")
     license = 'CC BY: see #4, "é"\n[no]'
-    vit = tiny_vit.pretrained("tome:r=3", depth=1)
-    vit = dataclasses.replace(
-        vit, origin=dataclasses.replace(vit.origin, license=license)
-    )
+    vit = with_origin(tiny_vit.pretrained("tome:r=3", depth=1), license=license)
     pixels = small_photographs.draw(30)
     page = tmp_path / "README.md"
 
     def section_types():
         return re.findall(r"^# .*, (float\w+)$", page.read_text(), re.MULTILINE)
 
-    imagepiece_jax.export(vit, tmp_path / "a.onnx", images=pixels)
-    imagepiece_jax.export(vit, tmp_path / "b.onnx", images=pixels, dtype="float16")
-    imagepiece_jax.export(vit, tmp_path / "a.onnx", images=pixels)
+    export(vit, tmp_path / "a.onnx", images=pixels)
+    export(vit, tmp_path / "b.onnx", images=pixels, dtype="float16")
+    export(vit, tmp_path / "a.onnx", images=pixels)
     assert section_types() == ["float32", "float16"]
     _, header, _ = page.read_text().split("---\n")
     assert yaml.safe_load(header)["license"] == license
     assert "too few" in page.read_text() and "nearest" not in page.read_text()
-    other = dataclasses.replace(vit, origin=dataclasses.replace(vit.origin, name="o"))
     with refused("README.md", "another folder"):
-        imagepiece_jax.export(other, tmp_path / "c.onnx", images=pixels)
-    imagepiece_jax.export(vit, tmp_path / "c.onnx")  # without a card
-    imagepiece_jax.export(vit, tmp_path / "b.onnx")
+        export(with_origin(vit, name="o"), tmp_path / "c.onnx", images=pixels)
+    export(vit, tmp_path / "c.onnx")  # without a card
+    export(vit, tmp_path / "b.onnx")
     assert section_types() == ["float32"]
-    imagepiece_jax.export(vit, tmp_path / "a.onnx")
+    export(vit, tmp_path / "a.onnx")
     assert not page.exists()
 
 
@@ -137,7 +136,7 @@ def test_a_failed_export_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     vit = tiny_vit.pretrained("tome:r=3", depth=1)
     pixels = small_photographs.draw(30)
     options = {"layout": "transformers", "images": pixels}
-    imagepiece_jax.export(vit, tmp_path / "out", **options)
+    export(vit, tmp_path / "out", **options)
     before = read_files(tmp_path)
     assert len(before) == 5  # graph, JSON, page and the layout's two
 
@@ -146,7 +145,7 @@ def test_a_failed_export_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(card, "write_card_page", fail)
     with pytest.raises(RunError, match=r"model\.onnx cannot be written \(No space"):
-        imagepiece_jax.export(vit.with_reduction(None), tmp_path / "out", **options)
+        export(vit.with_reduction(None), tmp_path / "out", **options)
     assert read_files(tmp_path) == before
 
 
@@ -155,16 +154,14 @@ def test_images_that_recovered_the_model_are_not_compared(tmp_path):
     folder = small_photographs.write_photographs(tmp_path / "photos", 60)
     vit = made_up_recoveries.recovered(tiny_vit.pretrained("tome:r=3", depth=1))
     learned = split_images(as_source(folder), 16)
-    variant = dataclasses.replace(
-        vit.recovery.variants[0], depth=1, learned=learned.digests
-    )
+    (variant,) = vit.recovery.variants
+    variant = dataclasses.replace(variant, depth=1, learned=learned.digests)
     vit = dataclasses.replace(vit, recovery=Recovery((variant,)))
     names = {pathlib.Path(learned.training.image_name(i)).name for i in range(44)}
     small_photographs.write_photographs(tmp_path / "more", 7, seed=1)
     for file in (tmp_path / "more").iterdir():
         file.rename(folder / f"0{file.name}")
-    saved = imagepiece_jax.save(vit, tmp_path / "w")
-    vit = imagepiece_jax.load(saved)
+    vit = imagepiece_jax.load(imagepiece_jax.save(vit, tmp_path / "w"))
     assert vit.recovered_variant
     images = card.read_card_images(vit, folder, False)
     assert len(images.compared_pixels) >= 16
@@ -178,7 +175,7 @@ def test_unpooled_tokens_need_output_patches(tmp_path):
     vit = tiny_vit.pretrained("tome:r=3", depth=1, num_classes=0, pool="none")
     pixels = small_photographs.draw(30)
     with refused("pool", "--output patches"):
-        imagepiece_jax.export(vit, tmp_path, images=pixels)
+        export(vit, tmp_path, images=pixels)
     assert not [*tmp_path.iterdir()]
-    imagepiece_jax.export(vit, tmp_path, images=pixels, output="patches")
+    export(vit, tmp_path, images=pixels, output="patches")
     assert (tmp_path / "README.md").exists()

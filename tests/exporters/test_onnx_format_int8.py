@@ -25,14 +25,13 @@ def test_products_with_weights_are_int8_and_others_stay(tmp_path, monkeypatch, l
     images = np.asarray(normalize(pixels[:4], vit.config.mean, vit.config.std))
     if large:  # as if the float32 graph were above 2 GB
         monkeypatch.setattr(onnx_format, "MAX_PROTOBUF_BYTES", 60_000)
-    file = imagepiece_jax.export(
-        vit, tmp_path / "m.onnx", dtype="int8", images=pixels[4:], batch_size=4
-    )
+    options = {"dtype": "int8", "images": pixels[4:], "batch_size": 4}
+    file = imagepiece_jax.export(vit, tmp_path / "m.onnx", **options)
     graph = onnx.load(file).graph
-    weights = [tensor for tensor in graph.initializer if len(tensor.dims) > 1]
-    weights = [w for w in weights if w.data_type == onnx.TensorProto.INT8]
+    tensors = map(onnx.numpy_helper.to_array, graph.initializer)
+    weights = [each for each in tensors if each.ndim > 1 and each.dtype == np.int8]
     assert len(weights) == 6 * 2 + 2  # stem and head
-    for weight in map(onnx.numpy_helper.to_array, weights):
+    for weight in weights:
         assert 32 < np.abs(weight.astype(int)).max() <= 64  # 2 * 64 * 255 < 2**15
     # Each product has a quantized output, and an input that others may share.
     nodes = collections.Counter(node.op_type for node in graph.node)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -27,18 +28,13 @@ def encoder(reduction=REDUCTION, **options):
     return tiny_vit.pretrained(reduction, num_classes=0, **options)
 
 
-def clip_encoder(reduction=REDUCTION):
-    return encoder(reduction, pre_norm=True)
+clip_encoder = functools.partial(encoder, pre_norm=True)
+siglip = functools.partial(encoder, class_token=False, pool="map")
 
 
 def clip(reduction=REDUCTION):
     """A model with a projection head."""
     return tiny_vit.with_problem_type(tiny_vit.pretrained(reduction), "projection")
-
-
-def siglip(reduction=REDUCTION):
-    """A model with an attention-pooling head."""
-    return encoder(reduction, class_token=False, pool="map")
 
 
 def classifier(reduction=REDUCTION):

@@ -9,13 +9,13 @@ from tests.helpers.refused_calls import refused
 def slow_neighbors(rows):
     """The ten nearest other images by cosine, the nearest first."""
     neighbors = []
-    for i, row in enumerate(rows):
-        cosines = []
-        for j, other in enumerate(rows):
-            if i != j:
-                length = np.sqrt((row @ row) * (other @ other))
-                cosines.append((-(row @ other) / length, j))
-        neighbors.append([j for _, j in sorted(cosines)[:10]])
+    for index, row in enumerate(rows):
+        angles = []
+        for other_index, other in enumerate(rows):
+            if other_index != index:
+                cosine = (row @ other) / np.sqrt((row @ row) * (other @ other))
+                angles.append((np.arccos(cosine), other_index))
+        neighbors.append([other_index for _, other_index in sorted(angles)[:10]])
     return neighbors
 
 

@@ -12,11 +12,13 @@ from imagepiece_jax.inference import optimize
 from imagepiece_jax.models.config import IMAGENET_MEAN, IMAGENET_STD
 from imagepiece_jax.models.pretrained import Pretrained
 from tests.helpers import tiny_vit
+from tests.helpers.picture_files import noise
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
 
 QUICK = {"xla_backend_optimization_level": 0}
 EVIT = "evit:keep_rate=0.6:blocks=(0,)"  # 25 image tokens, 15
+PIXELS = noise(3, tiny_vit.SIDE, tiny_vit.SIDE)
 
 
 def optimize_quickly(model, variables, **options):
@@ -41,19 +43,13 @@ def for_pixels():
     """(model, variables, its program): patch stem, bfloat16, another GELU."""
     model = tiny_vit.model(depth=1)
     variables = tiny_vit.variables(model)
-    fast = optimize_quickly(
-        model, variables, dtype="bfloat16", gelu="tanh", pixels=True
-    )
-    return model, variables, fast
+    options = {"dtype": "bfloat16", "gelu": "tanh", "pixels": True}
+    return model, variables, optimize_quickly(model, variables, **options)
 
 
-@pytest.fixture(scope="module")
-def logits(trained):
+def test_folded_norms_keep_the_logits(trained, program):
     model, variables = trained
-    return np.asarray(tiny_vit.jit(model.apply)(variables, tiny_vit.images()).logits)
-
-
-def test_folded_norms_keep_the_logits(program, logits):
+    logits = tiny_vit.logits(model)(variables, tiny_vit.images())
     assert "batch_stats" not in program.variables
     for images in (tiny_vit.images(), np.asarray(tiny_vit.images())[:2]):
         rows = np.asarray(program(images))
@@ -86,28 +82,23 @@ def test_small_batches_compile_small_arrays_in(trained, batch_size, small, monke
 
 
 def test_images_may_be_on_any_device(trained):
-    images = np.random.default_rng(2).integers(0, 256, (3, 20, 20, 3), np.uint8)
     first, second = jax.devices()[:2]
     fast = optimize_quickly(*trained, device=second, pixels=True)
     assert fast.model.execution.dtype == jnp.float32
-    logits = fast(images)
+    logits = fast(PIXELS)
     assert logits.devices() == {second}
-    np.testing.assert_array_equal(fast(jax.device_put(images, first)), logits)
-    reversed_view = images[..., ::-1]
+    np.testing.assert_array_equal(fast(jax.device_put(PIXELS, first)), logits)
+    reversed_view = PIXELS[..., ::-1]
     np.testing.assert_array_equal(fast(reversed_view), fast(reversed_view.copy()))
 
 
 def test_pixels_in_bfloat16_with_another_gelu(for_pixels):
     """uint8 images, against float32 on images normalized by hand."""
     model, variables, fast = for_pixels
-    pixels = np.random.default_rng(1).integers(
-        0, 256, (3, tiny_vit.SIDE, tiny_vit.SIDE, 3)
-    )
-    normalized = (pixels / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-    tanh = model.clone(config=model.config.with_arch(gelu="tanh"))
-    images = jnp.asarray(normalized, jnp.float32)
-    expected = np.asarray(tiny_vit.jit(tanh.apply)(variables, images).logits)
-    np.testing.assert_allclose(fast(pixels.astype(np.uint8)), expected, atol=0.1)
+    normalized = (PIXELS / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    tanh_model = model.clone(config=model.config.with_arch(gelu="tanh"))
+    expected = tiny_vit.logits(tanh_model)(variables, np.float32(normalized))
+    np.testing.assert_allclose(fast(PIXELS), expected, atol=0.1)
     assert (fast.model.config.arch.gelu, model.config.arch.gelu) == ("tanh", "exact")
     assert fast.input_spec.dtype == "uint8"
     assert "bfloat16, tanh GELU" in repr(fast)
@@ -139,8 +130,7 @@ def test_unrequested_forms_are_the_devices(monkeypatch):
     monkeypatch.setattr(
         optimize, "make_logits_function", lambda *_: lambda *_: jnp.zeros(())
     )
-    variables = tiny_vit.variables(model)
-    program = optimize_quickly(model, variables, dtype="bfloat16")
+    program = optimize_quickly(model, tiny_vit.variables(model), dtype="bfloat16")
     assert (program.model.config.arch.gelu, program.reductions) == ("tanh", "fast")
     assert program.model.execution.folded == tiny_vit.PATCH
     kernel = program.variables["params"]["patch_embed"]["conv_0"]["kernel"]
@@ -171,7 +161,7 @@ def test_impossible_options_are_refused(trained):
 
 def test_pixels_are_normalized(trained, program, for_pixels):
     """A program of float images normalizes uint8 images, too."""
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
+    pixels = PIXELS[:2]
     images = normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)
     for images_of_pixels in (pixels, jnp.asarray(pixels)):
         assert_close(program(images_of_pixels), program(images))

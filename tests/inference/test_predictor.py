@@ -16,8 +16,7 @@ from tests.helpers.picture_files import noise, write_images
 from tests.helpers.refused_calls import refused
 
 NAMES = [f"class {i}" for i in range(tiny_vit.CLASSES)]
-QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}}
-QUICK |= {"dtype": "float32"}
+QUICK = {"compiler_options": {"xla_backend_optimization_level": 0}, "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +44,8 @@ def run_logits(vit, pixels):
 
 def test_predictions_of_arrays_and_files(trained, predictor, pictures, tmp_path):
     """Three images in batches of two, the most probable class first."""
-    Image.fromarray(pictures[2]).save(tmp_path / "2.png")
-    images = [pictures[0], Image.fromarray(pictures[1]), tmp_path / "2.png"]
+    (file,) = write_images(tmp_path, pictures[2:])
+    images = [pictures[0], Image.fromarray(pictures[1]), file]
     probabilities = softmax(run_logits(trained, pictures))
     predictions = predictor(images)
     for row, predicted in zip(probabilities, predictions, strict=True):

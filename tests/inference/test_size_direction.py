@@ -11,6 +11,7 @@ from imagepiece_jax.inference import size_direction
 from imagepiece_jax.inference.optimize import uses_size_direction
 from imagepiece_jax.models.attention import Attention
 from tests.helpers import oracles_peaks, tiny_vit
+from tests.helpers.picture_files import noise
 from tests.helpers.refused_calls import refused
 
 TOME = "tome:counts=(16,11,9):prop_attn=True"
@@ -47,9 +48,8 @@ def vit():
 
 def photographs(vit):
     """Two uint8 images of the model's size, of smooth random colors."""
-    fields = np.random.default_rng(3).integers(0, 256, (2, 4, 4, 3), np.uint8)
     size = (vit.image_size, vit.image_size)
-    pictures = [Image.fromarray(field).resize(size) for field in fields]
+    pictures = [Image.fromarray(field).resize(size) for field in noise(2, 4, 4)]
     return np.stack([*map(np.asarray, pictures)])
 
 

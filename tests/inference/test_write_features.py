@@ -80,8 +80,8 @@ def assert_close(file, other_file):
     paths, vectors = read_features(file)
     other_paths, other_vectors = read_features(other_file)
     assert paths == other_paths
-    np.testing.assert_allclose(vectors, other_vectors, rtol=2e-3, atol=2e-3)
     close = {"rtol": 2e-3, "atol": 2e-3}
+    np.testing.assert_allclose(vectors, other_vectors, **close)
     np.testing.assert_allclose(read_maps(file), read_maps(other_file), **close)
 
 
