@@ -145,12 +145,12 @@ def photographs(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def downloaded(tmp_path, monkeypatch, assets, photographs):
-    """README's file of weights in the working folder, with two blocks, and no hub."""
+def downloaded(tmp_path, monkeypatch, assets, photographs, request):
+    """README's file of weights in the working folder, with few blocks, and no hub."""
     name = "deit_tiny_patch16_224-a1311bcf.pth"
     assert f"https://dl.fbaipublicfiles.com/deit/{name}\n" in README.read_text()
     (tmp_path / name).symlink_to(assets / "weights" / "deit_tiny_patch16_224.pth")
-    deit_ti(monkeypatch, 2)
+    deit_ti(monkeypatch, getattr(request, "param", 2))
     monkeypatch.setattr(location, "fetch_folder", None)
     return tmp_path
 
@@ -159,6 +159,14 @@ def test_the_example_of_weights_runs(downloaded):
     logits = run(DOCS / "inference.md", "import imagepiece_jax\n", {})["logits"]
     assert logits.shape == (8, 1000)
     assert bool(jnp.isfinite(logits).all())
+
+
+@pytest.mark.parametrize("downloaded", [4], indirect=True)
+def test_the_example_of_features_runs(downloaded):
+    (downloaded / "imagepiece_jax").symlink_to(DOCS.parent / "imagepiece_jax")
+    space = run(DOCS / "features.md", "import imagepiece_jax\n", {})
+    assert space["features"].shape == (2, 14, 14, 192)
+    assert len(space["maps"].layers) == 4
 
 
 def test_a_photograph_has_its_class_without_this_package(downloaded, assets):

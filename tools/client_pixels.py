@@ -8,6 +8,7 @@ torch, open_clip and transformers.
 import dataclasses
 import json
 import pathlib
+import types
 
 import numpy as np
 from PIL import Image
@@ -57,9 +58,10 @@ def case_fields(case):
     """The JSON of a case; a model gives only its mean and deviation."""
     config = registry.model_config("deit_s")
     config = dataclasses.replace(config, preprocessing=case_preprocessing(case))
+    vit = types.SimpleNamespace(preprocessing=config.preprocessing, config=config)
     if CASES[case][0] == "open_clip":
-        return tower.open_clip_fields(config)
-    return tower.processor_fields(config)
+        return tower.open_clip_fields(vit)
+    return tower.processor_fields(vit)
 
 
 def case_transform(case):

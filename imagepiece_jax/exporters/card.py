@@ -90,10 +90,9 @@ def read_card_images(
             calibration_pixels, _ = read_images(calibration_source, preprocessing)
     compared_source = source.evenly_spaced(MAX_CARD_IMAGES)
     compared_pixels, paths = read_images(compared_source, preprocessing)
-    num_compared = len(compared_pixels)
-    compare_outputs.check_image_count(num_compared)
+    compare_outputs.check_image_count(len(compared_pixels))
     others_text = ", and others calibrate" if calibrates else ""
-    log.info(f"a card of {num_compared} compared images{others_text}")
+    log.info(f"a card of {len(compared_pixels)} compared images{others_text}")
     # Names from the common folder on: files of two folders may have equal names.
     prefix_length = os.path.commonprefix(paths).rfind("/") + 1
     compared_names = [path[prefix_length:] for path in paths]
@@ -117,13 +116,12 @@ def compare_with_dense_file(
     batch_size = programs["file"].batch_size or 1  # None: any number
     pixels = images.compared_pixels
     # Images are repeated if a batch takes more than there are.
-    timed_pixels = np.resize(pixels, (batch_size, *pixels.shape[1:]))
-    times = time_programs(programs, timed_pixels)
-    outputs_of_row = compute_card_outputs(programs, pixels)
-    dense_outputs = outputs_of_row["dense"]
+    times = time_programs(programs, np.resize(pixels, (batch_size, *pixels.shape[1:])))
+    outputs_of_row = compute_outputs(programs, pixels)
+    dense = outputs_of_row["dense"]
     fidelities = {}
     for name, outputs in outputs_of_row.items():
-        metrics = compare_outputs.measure_fidelity(outputs, dense_outputs, has_classes)
+        metrics = compare_outputs.measure_fidelity(outputs, dense, has_classes)
         if len(pixels) < FEW_IMAGES:
             metrics.pop("neighbors_kept", None)
         fidelities[name] = metrics
@@ -149,22 +147,19 @@ def time_programs(programs: Programs, pixels: np.ndarray) -> dict[str, Any]:
     pause = functools.partial(time.sleep, PAUSE_SECONDS)
     with announced_work("timing the file and the dense file, in turns"):
         seconds = timer.time_in_turns(timed_calls, CARD_TIMING, pause=pause)
-    milliseconds = {}
+    milliseconds = {}  # per image
     for name, call_seconds in seconds.items():
-        milliseconds_per_image = [1000 * each / len(pixels) for each in call_seconds]
-        milliseconds[name] = timer.find_spread(milliseconds_per_image)
+        readings = [1000 * duration / len(pixels) for duration in call_seconds]
+        milliseconds[name] = timer.find_spread(readings)
     speedups = timer.paired_speedups(seconds["dense"], seconds["file"])
     return {"ms": milliseconds, "speedup": timer.find_spread(speedups)}
 
 
-def compute_card_outputs(
-    programs: Programs, pixels: np.ndarray
-) -> dict[str, np.ndarray]:
+def compute_outputs(programs: Programs, pixels: np.ndarray) -> dict[str, np.ndarray]:
     """Outputs [images, D] of the dense file, the file and the controls, by card row."""
     with announced_work(f"comparing the outputs for {len(pixels)} images"):
-        outputs = {}
-        for name in ("dense", "file"):
-            outputs[name] = compute_vectors(programs[name], pixels)
+        outputs = {"dense": compute_vectors(programs["dense"], pixels)}
+        outputs["file"] = compute_vectors(programs["file"], pixels)
         if not np.isfinite(outputs["file"]).all():
             dtype = programs["file"].facts["dtype"]
             raise InputError(f"the {dtype} outputs are not finite; export float32")
@@ -259,9 +254,8 @@ def format_card_page(facts_of_path: Mapping[str, Mapping[str, Any]]) -> str:
     """
     first_facts = next(iter(facts_of_path.values()))
     card = first_facts["card"]
-    task = "image-feature-extraction"
-    if first_facts["activation"]:
-        task = "image-classification"
+    has_classes = first_facts["activation"] is not None
+    task = "image-classification" if has_classes else "image-feature-extraction"
     lines = ["---", f"pipeline_tag: {task}", "tags: [token-reduction]"]
     if "/" in card["weights"]:
         lines.append(f"base_model: {card['weights']}")

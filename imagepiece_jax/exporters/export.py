@@ -1,7 +1,4 @@
-"""Export of a trained model: a file that runs elsewhere, and JSON that describes it.
-
-The file does not run here. Tests compare its logits in onnxruntime and OpenVINO.
-"""
+"""Export of a trained model: a file that runs elsewhere, and JSON that describes it."""
 
 import contextlib
 import dataclasses
@@ -85,7 +82,8 @@ class Export:
             layout_folder = (self.folder, self.layout, self.pretrained)
             self.graph_file = tower.find_graph_file(*layout_folder, self.dtype)
             tower.check_layout_folder(*layout_folder, self.graph_file)
-            self.layout_files = layout.files(self.pretrained)
+            for name, make_fields in layout.files.items():
+                self.layout_files[name] = make_fields(self.pretrained)
         self.interface = interface
         title = self.file_format.FORMAT_TITLE
         check_choice(f"dtype for {title}", self.dtype, self.file_format.FORMAT_DTYPES)
@@ -249,6 +247,7 @@ def staging_folder(job: Export) -> Iterator[pathlib.Path]:
         with tempfile.TemporaryDirectory(**options) as staging:
             yield pathlib.Path(staging)
     except (OSError, RunError) as error:
+        # A RunError from `files` has the OSError as its cause.
         cause = error if isinstance(error, OSError) else error.__cause__
         reason = getattr(cause, "strerror", None) or error
         raise RunError(f"{job.graph_file} cannot be written ({reason})") from error

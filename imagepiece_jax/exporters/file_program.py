@@ -47,6 +47,7 @@ class FileProgram(ExportedProgram):
         output_batches = []
         for images in self.prepared_batches(pixels, batch_size):
             output_batches += self.make_call(images, [name])()
+        # A fixed batch size has padded the last batch.
         return np.concatenate(output_batches)[: len(pixels)]
 
     @property
@@ -115,7 +116,7 @@ def open_described(
         class_names = facts["class_names"]
         if class_names is not None:
             class_names = checked_names(class_names, config.num_classes)
-        batch_size = facts["input"]["shape"][0]
+        batch_size = facts["input"]["shape"][0]  # text if it is open
         return FileProgram(
             path=path,
             model=model,

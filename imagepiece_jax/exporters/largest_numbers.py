@@ -25,8 +25,7 @@ ALWAYS_FLOAT32_PARTS = ("head", "reducer")  # these parts are float32 in any dty
 # WebGPU sums float16 products in float16. The stem has 2 % of DeiT-Ti's multiply-adds,
 # but over half of the squared error, so it stays float32 (docs/export.md).
 STEM_PART = "patch_embed"
-# methods of ViT
-EMBEDDING_METHODS = ("_embed_images", "_prefix_tokens", "_add_positions")
+EMBEDDING_METHODS = ("_embed_images", "_prefix_tokens", "_add_positions")  # of ViT
 
 
 def find_largest_numbers(

@@ -1,11 +1,9 @@
 """LiteRT (.tflite) as a format of `models.program.FORMAT_MODULES`, for phones.
 
-JAX exports StableHLO, LiteRT's converter makes a flatbuffer of it. TensorFlow is not
-needed.
+JAX exports StableHLO; LiteRT's converter makes a flatbuffer of it without TensorFlow.
 """
 
 import importlib
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -149,7 +147,7 @@ def with_half_constants(flatbuffer: bytes) -> bytes:
     return bytes(builder.Output())
 
 
-def write_graph(path: str | os.PathLike, graph: bytes) -> None:
+def write_graph(path: AnyPath, graph: bytes) -> None:
     """Write a flatbuffer to a file, which has all weights."""
     replace_file(pathlib.Path(path), graph)
 

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import os
 import pathlib
 import tempfile
 import types
@@ -14,6 +13,7 @@ import numpy as np
 from imagepiece_jax import kernels
 from imagepiece_jax.common import extras, nodes
 from imagepiece_jax.common.device import available_cores
+from imagepiece_jax.common.files import AnyPath
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import file_program, onnx_graph
 from imagepiece_jax.exporters.onnx_primitives import add_equations
@@ -83,7 +83,7 @@ def build_graph(interface: ProgramInterface) -> "ModelProto":
     return graph.make_model(output_of_name)
 
 
-def write_graph(path: str | os.PathLike, model: "ModelProto") -> pathlib.Path | None:
+def write_graph(path: AnyPath, model: "ModelProto") -> pathlib.Path | None:
     """Write a model to a file, or to two files if it exceeds protobuf's 2 GB.
 
     The second file, PATH.DIGEST.data, holds the large weights, which leave `model`.
@@ -173,9 +173,7 @@ def list_weight_products(graph: "GraphProto") -> list[str]:
     return product_names
 
 
-def open_file(
-    path: str | os.PathLike, threads: int | None = None
-) -> file_program.FileProgram:
+def open_file(path: AnyPath, threads: int | None = None) -> file_program.FileProgram:
     """Open an .onnx file, as `open_program` does."""
     extras.check_installed(FORMAT_TITLE, RUNTIME_MODULE)
 

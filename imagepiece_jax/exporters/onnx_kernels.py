@@ -1,8 +1,4 @@
-"""ONNX nodes for the functions that `common.nodes` marks: they have own operators.
-
-`add_gelu` has the arguments of the marked function `gelu`, whose docstring describes
-the computation.
-"""
+"""ONNX nodes of marked functions (`common.nodes`): `add_gelu` is called like `gelu`."""
 
 import numpy as np
 

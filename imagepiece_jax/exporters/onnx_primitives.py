@@ -435,9 +435,8 @@ def _add_dot_general(graph, equation, left, right):
     """MatMul of [batch.., rows, inner] and [batch.., inner, columns]."""
     out = equation.outvars[0].aval
     dtype = out.dtype
-    inner_axes, batch_axes = equation.params["dimension_numbers"]
-    inner_left, inner_right = inner_axes
-    batch_left, batch_right = batch_axes
+    dimensions = equation.params["dimension_numbers"]
+    (inner_left, inner_right), (batch_left, batch_right) = dimensions
     left = graph.cast(left, dtype)
     right = graph.cast(right, dtype)
     free_left = _remaining_axes(left, inner_left, batch_left)
@@ -451,8 +450,7 @@ def _add_dot_general(graph, equation, left, right):
         num_inner = math.prod(left.shape[batch_ndim + len(free_left) :])
         num_columns = math.prod(right.shape[batch_ndim + len(inner_right) :])
         left = graph.reshape(left, (*batch_sides, num_rows, num_inner))
-        right_batch_sides = right.shape[:batch_ndim]
-        right = graph.reshape(right, (*right_batch_sides, num_inner, num_columns))
+        right = graph.reshape(right, (*batch_sides, num_inner, num_columns))
     shape = (*left.shape[:-1], right.shape[-1])
     product = graph.add_node("MatMul", [left, right], shape, dtype)
     return graph.reshape(product, out.shape)

@@ -7,7 +7,7 @@ fastembed's ImageEmbedding.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from imagepiece_jax.common.checks import refuse_any
@@ -37,7 +37,7 @@ class ProgramLayout:
     """What one program loads.
 
     outputs: names of TowerInterface's outputs
-    files: {path in the folder: JSON value}
+    files: {path in the folder: function of the Pretrained that makes its JSON value}
     graph: path of the graph in the folder; {name} is optimum's for the model, {dtype}
         an entry of DTYPE_SUFFIXES, for programs that choose a type by the file's name
     image: name of the graph's input
@@ -48,7 +48,7 @@ class ProgramLayout:
     """
 
     outputs: Callable[[ViTConfig], list[str]]
-    files: Callable[[Pretrained], dict[str, Any]]
+    files: Mapping[str, Callable[[Pretrained], dict[str, Any]]]
     graph: str
     image: str = "pixel_values"
     takes_classes: bool = False
@@ -118,10 +118,11 @@ def check_layout_folder(
         if read_facts(graph_file).get("layout") == layout:
             exports.append(graph_file)
     if {*exports} - {new_file}:
-        for name, content in PROGRAM_LAYOUTS[layout].files(pretrained).items():
+        for name, make_fields in PROGRAM_LAYOUTS[layout].files.items():
             file = folder / name
             # As JSON: a tuple is a list there, and a number as a key is text.
-            if file.exists() and read_json(file) != json.loads(json.dumps(content)):
+            fields = json.loads(json.dumps(make_fields(pretrained)))
+            if file.exists() and read_json(file) != fields:
                 raise InputError(f"{folder} has another model, with another {name}")
 
     def is_ours(file):
@@ -147,8 +148,9 @@ def transformers_outputs(config: ViTConfig) -> list[str]:
     return ["last_hidden_state", "pooler_output"]
 
 
-def open_clip_fields(config: ViTConfig) -> dict:
+def open_clip_fields(pretrained: Pretrained) -> dict:
     """OpenCLIP's preprocess_cfg fields. OpenCLIP resizes to the crop's size."""
+    config = pretrained.config
     is_squashed = config.preprocessing.crop_mode == "squash"
     return {
         "size": list(config.preprocessing.shape),
@@ -161,9 +163,9 @@ def open_clip_fields(config: ViTConfig) -> dict:
     }
 
 
-def processor_fields(config: ViTConfig) -> dict:
+def processor_fields(pretrained: Pretrained) -> dict:
     """Fields of transformers' preprocessor_config.json."""
-    preprocessing = config.preprocessing
+    preprocessing = pretrained.preprocessing
     height, width = preprocessing.shape
     resized_height, resized_width = preprocessing.resized_size
     resized_size = {"shortest_edge": resized_height}
@@ -182,12 +184,12 @@ def processor_fields(config: ViTConfig) -> dict:
         "do_rescale": True,
         "rescale_factor": RESCALE_FACTOR,
         "do_normalize": True,
-        "image_mean": list(config.mean),
-        "image_std": list(config.std),
+        "image_mean": list(pretrained.config.mean),
+        "image_std": list(pretrained.config.std),
     }
 
 
-def transformers_config_fields(pretrained: Pretrained) -> dict:
+def config_fields(pretrained: Pretrained) -> dict:
     """Fields of transformers' config.json: the weights folder's, or written ones.
 
     Image size and classes are the model's, because `load` may have changed them.
@@ -234,9 +236,7 @@ def transformers_config_fields(pretrained: Pretrained) -> dict:
 PROGRAM_LAYOUTS = {
     "immich": ProgramLayout(
         outputs=lambda config: ["embedding"],
-        files=lambda pretrained: {
-            "visual/preprocess_cfg.json": open_clip_fields(pretrained.config)
-        },
+        files={"visual/preprocess_cfg.json": open_clip_fields},
         graph="visual/model.onnx",
         image="image",
         crops=(),
@@ -244,18 +244,13 @@ PROGRAM_LAYOUTS = {
     ),
     "transformers": ProgramLayout(  # transformers.js and optimum
         outputs=transformers_outputs,
-        files=lambda pretrained: {
-            PREPROCESSOR_FILE: processor_fields(pretrained.config),
-            CONFIG_FILE: transformers_config_fields(pretrained),
-        },
+        files={PREPROCESSOR_FILE: processor_fields, CONFIG_FILE: config_fields},
         graph="onnx/{name}{dtype}.onnx",
         takes_classes=True,
     ),
     "fastembed": ProgramLayout(
         outputs=lambda config: ["image_embeds"],
-        files=lambda pretrained: {
-            PREPROCESSOR_FILE: processor_fields(pretrained.config)
-        },
+        files={PREPROCESSOR_FILE: processor_fields},
         graph="model.onnx",
     ),
 }

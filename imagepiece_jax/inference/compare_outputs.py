@@ -137,11 +137,10 @@ def fidelity_cells(metrics: Mapping[str, Any]) -> dict[str, str]:
     for name, metric in metrics.items():
         if isinstance(metric, float):
             text = f"{metric:.4f}"
-        else:
-            estimate = statistics.Estimate(*metric)  # a list, if read from JSON
-            text = statistics.format_estimate(estimate)
-            if estimate.low == estimate.high:
-                text = f"{estimate.value:.1f}"
+        elif metric[1] == metric[2]:  # value, low, high: no interval
+            text = f"{metric[0]:.1f}"
+        else:  # a list, if read from JSON
+            text = statistics.format_estimate(statistics.Estimate(*metric))
         cells[FIDELITY_COLUMNS[name]] = text
     return cells
 

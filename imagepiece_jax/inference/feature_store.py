@@ -150,16 +150,13 @@ def update_rows(
         return rowid_of_file.get((photograph.size, photograph.digest)), photograph
 
     with ThreadPool(STAT_THREADS) as pool:
-        found_rows = pool.map(find_row, paths)  # in the order of `paths`
+        matches = pool.map(find_row, paths)  # in the order of `paths`
     if paths_away:
-        example = paths_away[0]
         log.warning(
-            f"{len(paths_away)} rows stay without their folders, as of {example}"
+            f"{len(paths_away)} rows stay without their folders, as of {paths_away[0]}"
         )
-    unchanged_rowids = {rowid for rowid, file in found_rows if file is None}
-    moved_rows = [
-        (*_as_row(file), rowid) for rowid, file in found_rows if rowid and file
-    ]
+    unchanged_rowids = {rowid for rowid, file in matches if file is None}
+    moved_rows = [(*_as_row(file), rowid) for rowid, file in matches if rowid and file]
     stale_rowids = [(rowid,) for rowid, *_ in rows if rowid not in unchanged_rowids]
     with connection:
         # Rows move at once, because two files may have exchanged their names.
@@ -170,11 +167,9 @@ def update_rows(
         connection.executemany(insert, moved_rows)
         connection.executemany("DELETE FROM photographs WHERE rowid = ?", stale_rowids)
         connection.execute("INSERT INTO photographs SELECT * FROM moved")
-    found_rowids = [rowid for rowid, _ in found_rows]
-    new_paths = [
-        path for path, rowid in zip(paths, found_rowids, strict=True) if not rowid
-    ]
-    return new_paths, len(rows) - len({*found_rowids} - {None})
+    rowids = [rowid for rowid, _ in matches]
+    new_paths = [path for path, rowid in zip(paths, rowids, strict=True) if not rowid]
+    return new_paths, len(rows) - len({*rowids} - {None})
 
 
 def _as_row(photograph):
@@ -189,12 +184,11 @@ def append_rows(
     map: np.ndarray | None = None,
 ) -> None:
     """Append a batch's rows in one transaction; `vector` and `map`: [rows, ..]."""
-    maps = [None] * len(vector)
-    if map is not None:
-        maps = [patches.tobytes() for patches in map]
+    maps = [None] * len(vector) if map is None else map
     rows = []
-    for photograph, row, map_bytes in zip(photographs, vector, maps, strict=True):
-        rows.append((*_as_row(photograph), row.tobytes(), map_bytes))
+    for photograph, vector_row, map_row in zip(photographs, vector, maps, strict=True):
+        map_bytes = None if map_row is None else map_row.tobytes()
+        rows.append((*_as_row(photograph), vector_row.tobytes(), map_bytes))
     insert = "INSERT INTO photographs VALUES (CAST(? AS TEXT), ?, ?, ?, ?, ?, ?)"
     with connection:
         connection.executemany(insert, rows)

@@ -86,7 +86,7 @@ def features(
     if not np.iterable(layers):
         check_range("layers", layers, 0, model.depth, whole=True)
         blocks = range(model.depth - layers, model.depth)
-    blocks = tuple(np.asarray(blocks).tolist())
+    blocks = tuple(np.asarray(blocks).tolist())  # ints, which have a hash for jit
     for block in blocks:
         check_range("layers", block, 0, model.depth - 1, whole=True)
     check_choice("fill", fill, FILL_CHOICES)

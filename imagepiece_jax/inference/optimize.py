@@ -93,11 +93,9 @@ class Program:
         num_images = images.shape[0]
         check_range("number of images", num_images, most=self.batch_size)
         if not self.is_range_checked and images.dtype != np.uint8:
-            config = self.model.config
+            stats = self.model.config.mean, self.model.config.std
             # 3: `without_mesh` stands between this call and the user's.
-            is_checked = normalize.warn_if_unnormalized(
-                images, config.mean, config.std, stacklevel=3
-            )
+            is_checked = normalize.warn_if_unnormalized(images, *stats, stacklevel=3)
             object.__setattr__(self, "is_range_checked", is_checked)  # frozen
         num_missing = self.batch_size - num_images
         # NumPy pads without compiling a program for every image count.
@@ -325,6 +323,7 @@ def fold_and_cast(
         num_joined_pixels = 1
         if device and model.config.stem == "conv" and is_16_bit_on_gpu(model, device):
             num_joined_pixels = min(MAX_JOINED_PIXELS, model.config.patch_size)
+        # Only a conv stem has batch statistics.
         batch_stats = variables.get("batch_stats", {}).get("patch_embed", {})
         params["patch_embed"] = folded_stem.fold_stem(
             params["patch_embed"], batch_stats, layers.NORM_EPSILON, num_joined_pixels
@@ -335,7 +334,7 @@ def fold_and_cast(
         # Parameters of the model itself, such as pos_embed, are cast like the stem.
         part = path[0].key if len(path) > 1 else "patch_embed"
         stays_float32 = part in model.execution.float32_parts
-        stays_float32 |= any(key.key.startswith(FLOAT32_PREFIXES) for key in path)
+        stays_float32 |= any(entry.key.startswith(FLOAT32_PREFIXES) for entry in path)
         param_dtype = jnp.float32 if stays_float32 else model.execution.dtype
         return jnp.asarray(jax.device_put(param), param_dtype)
 

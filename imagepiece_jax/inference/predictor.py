@@ -53,13 +53,14 @@ class Predictor:
         check_loaded(vit)
         num_classes = vit.config.num_classes
         if labels is None:
-            names = vit.class_names or [None] * num_classes
+            names = vit.class_names or [None] * num_classes  # None: no name
         else:
             if labels == "imagenet":
                 labels = class_names.imagenet_names()
             names = class_names.checked_names(labels, num_classes, "labels")
         self._labels = names
         self._top = min(5, num_classes) if top is None else top
+        # A model without classes has top 0.
         check_range("top", self._top, min(1, num_classes), num_classes, whole=True)
         if num_classes:
             # Raises InputError now, not at the first image, unless outputs are classes.
@@ -149,10 +150,8 @@ class Predictor:
             if not isinstance(image, pictures.AnyPath):
                 # Read the pixels now: the caller may change or close the image later.
                 image = pictures.read_pixels(image)
-            future = self._decode_pool.submit(
-                pictures.crop_picture, image, self._preprocessing
-            )
-            waiting_futures.append(future)
+            arguments = (pictures.crop_picture, image, self._preprocessing)
+            waiting_futures.append(self._decode_pool.submit(*arguments))
             if len(waiting_futures) > self.batch_sizes[-1]:  # a full batch ahead
                 yield waiting_futures.popleft()
         yield from waiting_futures

@@ -37,6 +37,7 @@ def sized_blocks(model: ViT) -> range:
     for index, layer in enumerate(model.plan):
         if layer.counts is None or layer.step is None:
             continue
+        # The first step: tokens that it merged stay merged in all later blocks.
         is_before_attention = layer.step.site == "pre"
         first_block = index if is_before_attention else index + 1
         return range(first_block, model.depth)

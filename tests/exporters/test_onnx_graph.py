@@ -16,6 +16,38 @@ def whole_numbers(x):
     return (4 * x).astype(jnp.int32)
 
 
+NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
+index_kept = ranking.index_kept_tokens
+invert = ranking.invert_order
+rank = ranking.rank_tokens
+
+
+def sorted_by(x):
+    return invert(rank(x), x.shape[1])
+
+
+def rows_after_first(x, tokens):
+    """Rows of tokens, counted from the second row."""
+    rows = jnp.stack([x, 2 * x, -x], 2)
+    return ranking.gather_rows(jnp.concatenate([rows, 3 * rows], 1)[:, 1:], tokens)
+
+
+PICKED_TOKENS = [
+    lambda x: ranking.pick_by_rank(rank(x), 3, NUMBERS)[0],
+    lambda x: ranking.pick_by_rank(index_kept(x > 0), 6, NUMBERS)[0],  # fewer are kept
+    lambda x: invert(rank(x), np.array([1, 3])),
+    lambda x: invert(rank(x), np.array([-1, 9, 2])),  # two are missing
+    lambda x: invert(index_kept(x > 0), 6),
+    lambda x: invert(index_kept(rank(x) < 4), 4),
+    lambda x: ranking.find_first_largest(x[:, :, None] * x[:, None])[1],
+    lambda x: ranking.mark_smallest(x, 4),
+    lambda x: rows_after_first(x, invert(rank(x), 4)),
+    lambda x: rows_after_first(x, NUMBERS % 11),
+    lambda x: rows_after_first(x, sorted_by(x).reshape(2, 3, 2)),
+    lambda x: ranking.gather_rows(x > 0, sorted_by(x)),
+]
+
+
 @pytest.mark.parametrize(
     "fn, shapes",
     [
@@ -41,54 +73,14 @@ def whole_numbers(x):
         (lambda x: x + jnp.maximum(x, -2 * x), [(3, 40)]),
         (lambda x: jnp.minimum(jnp.maximum(x, -0.5), 0.25), [(3, 40)]),
         (lambda x: jnp.where(x > 0, x > 1, x < -1), [(3, 40)]),
+        *((fn, [(2, 6)]) for fn in PICKED_TOKENS),
     ],
 )
+@kernels.reference_forms()
 def test_rewritten_nodes_keep_their_values(fn, shapes):
     expected, *results = random_outputs(lambda *x: fn(*x).astype(jnp.float32), *shapes)
     for result in results:
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
-
-
-NUMBERS = np.arange(11, 23, dtype=np.int32).reshape(2, 6)
-
-
-def sorted_by(x):
-    return ranking.invert_order(ranking.rank_tokens(x), x.shape[1])
-
-
-def rows_after_first(x, tokens):
-    """Rows of tokens, counted from the second row."""
-    rows = jnp.stack([x, 2 * x, -x], 2)
-    return ranking.gather_rows(jnp.concatenate([rows, 3 * rows], 1)[:, 1:], tokens)
-
-
-@pytest.mark.parametrize(
-    "fn",
-    [
-        lambda x: ranking.pick_by_rank(ranking.rank_tokens(x), 3, NUMBERS)[0],
-        # Fewer tokens are kept than picked.
-        lambda x: ranking.pick_by_rank(ranking.index_kept_tokens(x > 0), 6, NUMBERS)[0],
-        lambda x: ranking.invert_order(ranking.rank_tokens(x), np.array([1, 3])),
-        lambda x: ranking.invert_order(
-            ranking.rank_tokens(x), np.array([-1, 9, 2])
-        ),  # two are missing
-        lambda x: ranking.invert_order(ranking.index_kept_tokens(x > 0), 6),
-        lambda x: ranking.invert_order(
-            ranking.index_kept_tokens(ranking.rank_tokens(x) < 4), 4
-        ),
-        lambda x: ranking.find_first_largest(x[:, :, None] * x[:, None])[1],
-        lambda x: ranking.mark_smallest(x, 4).astype(float),
-        lambda x: rows_after_first(x, ranking.invert_order(ranking.rank_tokens(x), 4)),
-        lambda x: rows_after_first(x, NUMBERS % 11),
-        lambda x: rows_after_first(x, sorted_by(x).reshape(2, 3, 2)),
-        lambda x: ranking.gather_rows(x > 0, sorted_by(x)).astype(float),
-    ],
-)
-def test_tokens_are_picked_like_in_jax(fn):
-    with kernels.reference_forms():
-        expected, *results = random_outputs(fn, (2, 6))
-    for result in results:
-        np.testing.assert_array_equal(result, expected)
 
 
 def open_batch_graph(fn):

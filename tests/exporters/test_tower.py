@@ -123,7 +123,7 @@ def test_foreign_files_stay(tmp_path, layout):
     graph = tower.find_graph_file(out, layout, vit)
     graph.parent.mkdir(parents=True)  # Ctrl-C may leave it
     assert export(vit, out, layout=layout) == export(vit, out, layout=layout)
-    beside = {out / name for name in tower.PROGRAM_LAYOUTS[layout].files(vit)}
+    beside = {out / name for name in tower.PROGRAM_LAYOUTS[layout].files}
     assert read_files(out).keys() == {graph, facts_file(graph), *beside}
 
 
@@ -198,13 +198,13 @@ def test_a_client_gets_the_models_outputs(tmp_path, dtype):
 def test_a_config_has_transformers_fields(tmp_path):
     """Also of a model that was loaded from a folder of this package."""
     vit = classifier()
-    fields = tower.transformers_config_fields(vit)
+    fields = tower.config_fields(vit)
     assert fields["id2label"][2] == "class 2"
     assert fields["patch_size"] == vit.config.patch_size
     nameless = dataclasses.replace(vit, class_names=None)
-    assert tower.transformers_config_fields(nameless)["id2label"][2] == "LABEL_2"
+    assert tower.config_fields(nameless)["id2label"][2] == "LABEL_2"
     saved = imagepiece_jax.load(imagepiece_jax.save(encoder(), tmp_path / "saved"))
-    assert tower.transformers_config_fields(saved)["model_type"] == "vit"
+    assert tower.config_fields(saved)["model_type"] == "vit"
 
 
 def test_a_copied_config_gets_the_models_size_and_classes(tmp_path):
@@ -214,7 +214,7 @@ def test_a_copied_config_gets_the_models_size_and_classes(tmp_path):
 
     def copied_config(vit):
         origin = dataclasses.replace(vit.origin, path=tmp_path)
-        return tower.transformers_config_fields(dataclasses.replace(vit, origin=origin))
+        return tower.config_fields(dataclasses.replace(vit, origin=origin))
 
     config = copied_config(classifier())
     assert config["id2label"] == dict(enumerate(classifier().class_names))

@@ -97,7 +97,7 @@ def small_tower(reduction=None, **fields):
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_immich_gets_the_models_pixels(tmp_path, mode, interpolation):
     vit = small_tower(crop=1.0, crop_mode=mode, interpolation=interpolation)
-    fields = tower.open_clip_fields(vit.config)
+    fields = tower.open_clip_fields(vit)
     for file in odd_files(tmp_path):
         with Image.open(file) as image:
             theirs = resize_like_immich(image, fields)

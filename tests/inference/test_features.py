@@ -19,8 +19,6 @@ from tests.helpers import oracles, tiny_vit
 from tests.helpers.picture_files import noise, write_images
 from tests.helpers.refused_calls import refused
 from tests.helpers.rounding import assert_close
-from tests.helpers.shallow_deit import deit_ti
-from tests.helpers.small_runs import ROOT
 
 DINOV2 = Architecture(registers=2, prefix_positions=False, layer_scale=True)
 TOME = "tome:r=4"  # 25 image tokens, 21, 17, 13
@@ -251,18 +249,3 @@ def test_misfitting_arguments_are_refused():
     for option, value in (("layers", 4), ("layers", [-1]), ("images", images[:, :4])):
         with refused(option):
             features.features(vit, **{"images": images, option: value})
-
-
-@pytest.mark.slow
-def test_the_docs_example_runs(tmp_path, monkeypatch, assets):
-    deit_ti(monkeypatch, 4)
-    weights = assets / "weights" / "deit_tiny_patch16_224.pth"
-    (tmp_path / "deit_tiny_patch16_224-a1311bcf.pth").symlink_to(weights)
-    (tmp_path / "imagepiece_jax").symlink_to(ROOT / "imagepiece_jax")
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
-    namespace = {}
-    code = text.split("```python\n")[1].partition("```")[0]
-    exec(compile(code, "docs/features.md", "exec"), namespace)
-    assert namespace["features"].shape == (2, 14, 14, 192)
-    assert len(namespace["maps"].layers) == 4
