@@ -64,8 +64,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     if name in _HOMES:
-        public = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        return globals().setdefault(name, public)
+        module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+        # From now on Python finds the name without this function.
+        return globals().setdefault(name, getattr(module, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

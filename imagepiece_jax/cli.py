@@ -76,7 +76,7 @@ def run_and_exit(call: Callable[[], int | None]) -> None:
     )
     try:
         status = call() or 0
-        sys.stdout.flush()
+        sys.stdout.flush()  # a full disk is an OSError here, not a traceback at exit
     except KeyboardInterrupt:
         _print_and_leave(130, "interrupted")
     except BrokenPipeError:  # the reader of stdout has gone: `... | head`

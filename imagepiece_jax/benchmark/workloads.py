@@ -205,9 +205,10 @@ def make_training_step(
     teacher_model = None
     teacher = None
     if config.needs_teacher:  # a teacher of the student's size
+        # As in `create_teacher`: distillation reads logits only.
         head_only = not config.reduction.method.needs_teacher
-        execution = {"drop_path_rate": 0, "head_only": head_only}
-        teacher_model = config.create_dense_model().with_execution(**execution)
+        options = {"drop_path_rate": 0, "head_only": head_only}
+        teacher_model = config.create_dense_model().with_execution(**options)
         adapted_teacher = adapt_model(teacher_model)
         teacher = Teacher(adapted_teacher, model.config.mean, model.config.std)
     step = functools.partial(

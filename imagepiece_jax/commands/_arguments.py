@@ -59,11 +59,11 @@ class Weights:
             (options["image_size"],) = self.image_size
         return options
 
-    def _refuse_options(self, title, allowed_names=()):
-        """Refuse typed arguments except `allowed_names`; title: what weights are."""
+    def _refuse_options(self, problem, allowed_names=()):
+        """Refuse typed arguments except `allowed_names`; the weights are `problem`."""
         for name, value in self.typed_options().items():
             if name not in allowed_names:
-                raise InputError(f"{name} is {value}, but {self.weights} is {title}")
+                raise InputError(f"{name} is {value}, but {self.weights} is {problem}")
 
     def refuse_reduction(self) -> None:
         """Refuse a typed reduction, in a command of `reductions`."""

@@ -114,6 +114,7 @@ class RunLog(contextlib.ExitStack):
         self._writer = self.enter_context(MetricWriter(workdir, step))
         self._traced_steps = range(0)  # no step, because they count from 1
         if config.profile and parallel.is_main():
+            # A short run traces its last step.
             first = min(step + TRACED_STEPS.start, length.steps)
             stop = min(first + len(TRACED_STEPS), length.steps + 1)
             self._traced_steps = range(first, stop)

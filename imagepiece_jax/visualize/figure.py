@@ -61,7 +61,7 @@ def size_shares(
     # Two patches are the smallest size that gets the brightest color.
     shares = np.log(sizes) / np.log(max(max_size, 2))
     note = "1 patch each" if max_size == 1 else f"{sizes.min()} to {max_size} patches"
-    share_of_patch = shares[np.maximum(token_of_patch, 0)]
+    share_of_patch = shares[np.maximum(token_of_patch, 0)]  # of dropped ones any
     return np.where(token_of_patch < 0, np.nan, share_of_patch), note
 
 

@@ -134,6 +134,7 @@ def check_same_start(step: int, arrays: PyTree) -> None:
     checksum = 0
     if jax.process_count() > 1:
         for leaf in jax.tree.leaves(arrays):
+            # Contiguous arrays have an axis, which `view` needs: a number has none.
             leaf_bytes = np.ascontiguousarray(leaf).view(np.uint8).data
             checksum = zlib.crc32(leaf_bytes, checksum)
     parallel.check_same_values(
