@@ -74,8 +74,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, AttributeError) as error:
         mistake = error_cause(error)
     except Exception as error:  # of a config file, which is Python
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        mistake = f"{place.filename}, line {place.lineno}: {error!r}"
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        mistake = f"{line.filename}, line {line.lineno}: {error!r}"
     print(f"error: {mistake}", file=sys.stderr)
     sys.exit(InputError.status)
 
@@ -85,26 +85,26 @@ def with_own_config(argv: list[str]) -> list[str]:
 
     Raises InputError for a config.json of another version or program.
     """
-    text = "\n".join(argv)
-    workdir = re.search(r"^--?workdir[=\n](.*)$", text, re.MULTILINE)
-    if workdir is None or re.search(r"^--?config([=\n]|$)", text, re.MULTILINE):
+    text = "\n".join(argv)  # a flag's value may be the next word
+    workdir_flag = re.search(r"^--?workdir[=\n](.*)$", text, re.MULTILINE)
+    if workdir_flag is None or re.search(r"^--?config([=\n]|$)", text, re.MULTILINE):
         return argv
-    file = pathlib.Path(workdir[1], "config.json")
+    file = pathlib.Path(workdir_flag[1], "config.json")
     if not file.is_file():
         return argv
     folder_files.read_run_file(file)
     reader = pathlib.Path(__file__).resolve().parent / "configs" / "_run.py"
-    return [argv[0], f"--config={reader}:{workdir[1]}", *argv[1:]]
+    return [argv[0], f"--config={reader}:{workdir_flag[1]}", *argv[1:]]
 
 
 def split_words(config: ConfigDict) -> None:
     """Read names that were typed without quotes: (head,reducer) is one text to absl."""
     for name, _ in field_kinds(config):
         group, _, leaf = name.rpartition(".")
-        part = config[group] if group else config
-        value = part[leaf]
+        options = config[group] if group else config
+        value = options[leaf]
         if isinstance(value, tuple) and all(isinstance(word, str) for word in value):
-            part[leaf] = tuple(re.findall(r"[^\s,()\[\]'\"]+", ",".join(value)))
+            options[leaf] = tuple(re.findall(r"[^\s,()\[\]'\"]+", ",".join(value)))
 
 
 # Names of fields elsewhere.
@@ -115,19 +115,20 @@ def check_fields(argv: list[str]) -> None:
     """Raise InputError for a --config.FIELD that no config has."""
     kinds = dict(field_kinds(base.get_config()))
     for word in argv:
-        typed = re.match(r"--?(?:no)?config\.([^=]*)", word)
-        if typed is None or typed[1] in kinds:
+        flag = re.match(r"--?(?:no)?config\.([^=]*)", word)
+        if flag is None or flag[1] in kinds:
             continue
+        field = flag[1]
         leaves = {name.rpartition(".")[2]: name for name in kinds}
-        similar = difflib.get_close_matches(typed[1], kinds, 1, cutoff=0.8)
-        if typed[1] in OTHER_NAMES:
-            similar.append(OTHER_NAMES[typed[1]])
-        for leaf in difflib.get_close_matches(typed[1].rpartition(".")[2], leaves, 1):
-            similar.append(leaves[leaf])
+        similar_fields = difflib.get_close_matches(field, kinds, 1, cutoff=0.8)
+        if field in OTHER_NAMES:
+            similar_fields.append(OTHER_NAMES[field])
+        for leaf in difflib.get_close_matches(field.rpartition(".")[2], leaves, 1):
+            similar_fields.append(leaves[leaf])
         hint = "; imagepiece_jax/training/config.py has all fields"
-        if similar:
-            hint = f"; did you mean config.{similar[0]}?"
-        raise InputError(f"config.{typed[1]} is not a field{hint}")
+        if similar_fields:
+            hint = f"; did you mean config.{similar_fields[0]}?"
+        raise InputError(f"config.{field} is not a field{hint}")
 
 
 def field_kinds(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, type]]:
@@ -144,10 +145,10 @@ def error_cause(error: BaseException) -> str:
 
     The first of a chain of exceptions has the words, without the others' tracebacks.
     """
-    wrong = re.match(r"flag --(config\.([^=]*))=(.*?): ", str(error), re.DOTALL)
-    if wrong:
-        kind = dict(field_kinds(base.get_config()))[wrong[2]].__name__
-        return f"{wrong[1]} is {wrong[3]!r}; it must be of type {kind}"
+    flag = re.match(r"flag --(config\.([^=]*))=(.*?): ", str(error), re.DOTALL)
+    if flag:
+        kind = dict(field_kinds(base.get_config()))[flag[2]].__name__
+        return f"{flag[1]} is {flag[3]!r}; it must be of type {kind}"
     if isinstance(error, flags.Error) and "parsing config file" not in str(error):
         return str(error)
     while error.__context__ is not None:

@@ -26,9 +26,8 @@ def weights(tmp_path_factory):
 def test_facts_describe_images_and_logits(problem_type, activation):
     vit = tiny_vit.pretrained(depth=1)
     prepared = Preprocessing(tiny_vit.SIDE, crop=0.9, rule="transformers")
-    vit = tiny_vit.with_problem_type(vit, problem_type).with_preprocessing(
-        **vars(prepared)
-    )
+    vit = tiny_vit.with_problem_type(vit, problem_type)
+    vit = vit.with_preprocessing(**vars(prepared))
     facts = program_facts.collect_facts(ProgramInterface(vit))
     assert (facts["problem_type"], facts["activation"]) == (problem_type, activation)
     crop = dict(facts["preprocessing"])

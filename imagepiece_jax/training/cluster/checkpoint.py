@@ -96,7 +96,7 @@ class Checkpoints:
         """Turn the errors of Orbax and TensorStore into a RunError."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # they raise many types
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             if code := re.search(r"os_error_code='(\d+)'", str(error)):
                 reason = os.strerror(int(code[1]))
