@@ -92,8 +92,7 @@ class Architecture:
         """
         class_token = fields.get("class_token", self.class_token)
         if class_token != self.class_token:
-            pool = "token" if class_token else "mean"
-            fields = {"pool": pool, **fields}
+            fields = {"pool": "token" if class_token else "mean", **fields}
         return dataclasses.replace(self, **fields)
 
 

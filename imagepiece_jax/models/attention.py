@@ -183,9 +183,8 @@ class Attention(nn.Module):
         # Means include the prefix: for a product a slice of x would be copied first.
         for name in ("key", "query", "value"):
             if name in score_names:
-                vectors = heads.score_inputs[name]
-                head_means = jnp.mean(vectors, axis=2, dtype=jnp.float32)
-                scores[name] = head_means[:, image_slice]
+                means = jnp.mean(heads.score_inputs[name], axis=2, dtype=jnp.float32)
+                scores[name] = means[:, image_slice]
         return scores
 
     def project_output(self, out: TokenHeads) -> TokenRows:
@@ -207,8 +206,9 @@ class DirectedAttention(Attention):
         init = nn.initializers.zeros
         per_head_shape = (config.num_heads, config.head_dim)
         self.size_direction = self.param("size_direction", init, per_head_shape)
-        key_shape = (config.embed_dim, config.head_dim)
-        self.mean_key = self.param("mean_key", init, key_shape)
+        self.mean_key = self.param(
+            "mean_key", init, (config.embed_dim, config.head_dim)
+        )
         self.mean_key_bias = self.param("mean_key_bias", init, (config.head_dim,))
 
     def project_heads(self, x, state, with_value=True, num_queries=None):

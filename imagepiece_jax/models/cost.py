@@ -24,7 +24,6 @@ def cost_summary(model: ViT, dense_models: Sequence[ViT]) -> str:
 
     dense_models: the first is the table's reference
     """
-    table = cost_table(model, dense_models[0])
     gmacs = model_macs(model) / 1e9
     summary = f"{gmacs:#.4g} GMACs an image"
     for dense_model in dict.fromkeys(dense_models):  # one line for equal models
@@ -33,7 +32,7 @@ def cost_summary(model: ViT, dense_models: Sequence[ViT]) -> str:
         dense_gmacs = model_macs(dense_model) / 1e9
         summary += f"; dense {dense_gmacs:#.4g} with a {dense_model.config.stem} stem, "
         summary += f"{dense_gmacs / gmacs:.2f} times as many"
-    return f"{table}\n{summary}"
+    return f"{cost_table(model, dense_models[0])}\n{summary}"
 
 
 def cost_table(model: ViT, dense_model: ViT) -> str:

@@ -30,8 +30,6 @@ from imagepiece_jax.reduction.reduction import Reduction, ReductionLike
 
 COST_TOLERANCE = 0.02  # allowed miss of a cost, as a share of the dense MACs
 MAX_BISECTIONS = 30  # of a schedule's ratio: 2^30 is far more than all token counts
-# Sizes in a run's config, which override the named model's sizes.
-RUN_SIZE_FIELDS = ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio")
 
 
 def create_model(
@@ -84,8 +82,9 @@ def build_model(
     """
     num_patches = math.prod(config.grid)
     dense_plan = plan_blocks(config.depth, num_patches, (), config.arch.prefix)
-    dense_model = ViT(config, dense_plan, execution)
-    return with_plan(dense_model, Reduction.read(reduction), masked)
+    return with_plan(
+        ViT(config, dense_plan, execution), Reduction.read(reduction), masked
+    )
 
 
 def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
@@ -193,8 +192,8 @@ def _nearest_ratio(method, target_share, model):
 def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
     """Read the model from a run's config (configs/base.py).
 
-    The named model fills empty fields of config.model. Without a name, mean and std are
-    ImageNet's. The crop is always from config.data.
+    The named model fills empty fields of config.model, also sizes. Without a name, mean
+    and std are ImageNet's. The crop is always from config.data.
     """
     model_section = run_config["model"]
     # The named model's crop belongs to its published weights, not to this run.
@@ -203,7 +202,7 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
         "preprocessing": Preprocessing(run_config["image_size"], **crop),
         "num_classes": run_config["num_classes"],
     }
-    for field in (*RUN_SIZE_FIELDS, "stem", "mean", "std"):
+    for field in (*registry.SIZE_FIELDS, "stem", "mean", "std"):
         if model_section.get(field) is not None:
             config_fields[field] = model_section[field]
     if ("mean" in config_fields) != ("std" in config_fields):

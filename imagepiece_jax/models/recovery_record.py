@@ -66,10 +66,9 @@ class RecoveredVariant:
     )
 
     def __post_init__(self) -> None:
-        # JSON turns tuples into lists.
-        object.__setattr__(self, "curve", tuple(map(tuple, self.curve)))
         object.__setattr__(self, "reduction", Reduction.read(self.reduction))
-        for field in ("interval", "agreement", "image_size"):
+        # JSON turns tuples into lists.
+        for field in ("interval", "agreement", "curve", "image_size"):
             object.__setattr__(self, field, replace_lists(getattr(self, field)))
 
     @property

@@ -47,7 +47,7 @@ ORIGINAL_FILE_PATTERNS = {
     r"mae_pretrain_vit_huge": "vit_huge_patch14_224.mae",
 }
 KNOWN_MODELS_TEXT = f"the models are {', '.join(MODELS)} and timm's plain ViTs"
-# size fields in a row of the JSON
+# size fields in a row of the JSON and in a run's config.model
 SIZE_FIELDS = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 # All weights behind a name without a tag must agree in these fields.
 AGREED_FIELDS = ("preprocessing", "mean", "std", "gelu", "resize")

@@ -77,8 +77,9 @@ class Rotary:
         """
         xp = coordinates.__array_namespace__()
         planes_per_axis = head_dim // 4  # two channels a plane, two axes
-        exponents = np.arange(planes_per_axis) / planes_per_axis
-        frequencies = self.temperature**-exponents
+        frequencies = self.temperature ** -(
+            np.arange(planes_per_axis) / planes_per_axis
+        )
         if self.origin == "center":  # 1 is a full rotation of the first plane
             frequencies = 2 * np.pi * frequencies
         if self.axes == "xy":

@@ -130,7 +130,7 @@ class ViT(nn.Module):
         scores = {}
         states = []
         decisions = []
-        drop_path = self._draw_drop_path(keys, train)
+        factors = self._draw_drop_path(keys, train)
         norm = self._make_norm("norm") if self.config.arch.final_norm else lambda x: x
         pool = None
         probe = None
@@ -144,10 +144,11 @@ class ViT(nn.Module):
         for index in range(self.depth):
             block = self._make_block(index)
             reduction = self._make_reduction(index, keys, probe)
-            factors = drop_path[index]
             # `float32_parts` may name single blocks.
             state = dataclasses.replace(state, x=state.x.astype(block.execution.dtype))
-            state, scores, decision = block(state, scores, reduction, factors, train)
+            state, scores, decision = block(
+                state, scores, reduction, factors[index], train
+            )
             if with_states:
                 states.append(state)
             if decision:

@@ -18,55 +18,43 @@ from tests.helpers.parity_record import distance, noise, record, run_tensors, ru
 from tests.weights.test_naming_rope import dinov3_file, eva_file
 from tools import fixtures, originals
 
-# {family: (weights by timm's name, changed fields)}. Models beyond a test's memory have
+ROPE = "ViT with rotary positions"
+SIZE = "image_size"
+# (family, weights by timm's name, changed fields). Models beyond a test's memory have
 # their whole width and less depth.
-FAMILIES = {
-    "DeiT": ("deit_tiny_patch16_224.fb_in1k", {}),
-    "DeiT, distilled": ("deit_tiny_distilled_patch16_224.fb_in1k", {}),
-    "DeiT-III": ("deit3_small_patch16_224.fb_in1k", {}),
-    "ViT AugReg": ("vit_tiny_patch16_224.augreg_in21k", {}),
-    "ViT AugReg, heads of 80": ("vit_huge_patch14_224.orig_in21k", {"depth": 2}),
-    "MAE": ("vit_base_patch16_224.mae", {}),
-    "DINO": ("vit_small_patch16_224.dino", {}),
-    "DINOv2": ("vit_small_patch14_dinov2.lvd142m", {}),
-    "DINOv2, registers": ("vit_small_patch14_reg4_dinov2.lvd142m", {}),
-    "DINOv2, SwiGLU": ("vit_giant_patch14_dinov2.lvd142m", {"depth": 2}),
-    "CLIP, OpenAI": ("vit_base_patch32_clip_224.openai", {}),
-    "CLIP, OpenCLIP": ("vit_base_patch32_clip_224.laion2b", {}),
-    "CLIP, heads of 88": ("vit_giant_patch14_clip_224.laion2b", {"depth": 2}),
-    "SigLIP": ("vit_base_patch16_siglip_224.webli", {}),
-    "SigLIP, So400m at 384": ("vit_so400m_patch14_siglip_384.webli", {"depth": 2}),
-    "SigLIP 2": ("vit_base_patch16_siglip_224.v2_webli", {}),
-    "mean of patches": ("vit_medium_patch16_reg4_gap_256.sbb_in12k", {}),
-}
-ROTARY = {  # {family: (weights by timm's name, another image size or None)}
-    "DINOv3": [
-        ("vit_small_patch16_dinov3.lvd1689m", None),
-        ("vit_small_patch16_dinov3_qkvb.lvd1689m", (224, 160)),
-        ("vit_small_plus_patch16_dinov3_qkvb.lvd1689m", None),
-    ],
-    "LingBot": [("vit_small_patch16_lingbot.robbyant", (128, 128))],
-    "EVA-02": [
-        ("eva02_tiny_patch14_336.mim_in22k_ft_in1k", None),
-        ("eva02_small_patch14_224.mim_in22k", (280, 168)),
-        ("eva02_base_patch14_224.mim_in22k", None),
-        ("eva02_base_patch16_clip_224.merged2b", None),
-    ],
-    "ViT with rotary positions": [
-        ("vit_medium_patch16_rope_reg1_gap_256.sbb_in1k", None),
-        ("vit_mediumd_patch16_rope_reg1_gap_256.sbb_in1k", (128, 192)),
-        ("vit_small_patch16_rope_224.naver_in1k", (160, 224)),
-        ("vit_small_patch16_rope_ape_224.naver_in1k", None),
-    ],
-    "Perception Encoder": [
-        ("vit_pe_spatial_tiny_patch16_512.fb", (256, 128)),
-        ("vit_pe_core_tiny_patch16_384.fb", None),
-    ],
-}
-CASES = [(family, *model) for family, model in FAMILIES.items()]
-for family, models in ROTARY.items():
-    for name, size in models:
-        CASES.append((family, name, {"image_size": size} if size else {}))
+FAMILIES = [
+    ("DeiT", "deit_tiny_patch16_224.fb_in1k", {}),
+    ("DeiT, distilled", "deit_tiny_distilled_patch16_224.fb_in1k", {}),
+    ("DeiT-III", "deit3_small_patch16_224.fb_in1k", {}),
+    ("ViT AugReg", "vit_tiny_patch16_224.augreg_in21k", {}),
+    ("ViT AugReg, heads of 80", "vit_huge_patch14_224.orig_in21k", {"depth": 2}),
+    ("MAE", "vit_base_patch16_224.mae", {}),
+    ("DINO", "vit_small_patch16_224.dino", {}),
+    ("DINOv2", "vit_small_patch14_dinov2.lvd142m", {}),
+    ("DINOv2, registers", "vit_small_patch14_reg4_dinov2.lvd142m", {}),
+    ("DINOv2, SwiGLU", "vit_giant_patch14_dinov2.lvd142m", {"depth": 2}),
+    ("CLIP, OpenAI", "vit_base_patch32_clip_224.openai", {}),
+    ("CLIP, OpenCLIP", "vit_base_patch32_clip_224.laion2b", {}),
+    ("CLIP, heads of 88", "vit_giant_patch14_clip_224.laion2b", {"depth": 2}),
+    ("SigLIP", "vit_base_patch16_siglip_224.webli", {}),
+    ("SigLIP, So400m at 384", "vit_so400m_patch14_siglip_384.webli", {"depth": 2}),
+    ("SigLIP 2", "vit_base_patch16_siglip_224.v2_webli", {}),
+    ("mean of patches", "vit_medium_patch16_reg4_gap_256.sbb_in12k", {}),
+    ("DINOv3", "vit_small_patch16_dinov3.lvd1689m", {}),
+    ("DINOv3", "vit_small_patch16_dinov3_qkvb.lvd1689m", {SIZE: (224, 160)}),
+    ("DINOv3", "vit_small_plus_patch16_dinov3_qkvb.lvd1689m", {}),
+    ("LingBot", "vit_small_patch16_lingbot.robbyant", {SIZE: (128, 128)}),
+    ("EVA-02", "eva02_tiny_patch14_336.mim_in22k_ft_in1k", {}),
+    ("EVA-02", "eva02_small_patch14_224.mim_in22k", {SIZE: (280, 168)}),
+    ("EVA-02", "eva02_base_patch14_224.mim_in22k", {}),
+    ("EVA-02", "eva02_base_patch16_clip_224.merged2b", {}),
+    (ROPE, "vit_medium_patch16_rope_reg1_gap_256.sbb_in1k", {}),
+    (ROPE, "vit_mediumd_patch16_rope_reg1_gap_256.sbb_in1k", {SIZE: (128, 192)}),
+    (ROPE, "vit_small_patch16_rope_224.naver_in1k", {SIZE: (160, 224)}),
+    (ROPE, "vit_small_patch16_rope_ape_224.naver_in1k", {}),
+    ("Perception Encoder", "vit_pe_spatial_tiny_patch16_512.fb", {SIZE: (256, 128)}),
+    ("Perception Encoder", "vit_pe_core_tiny_patch16_384.fb", {}),
+]
 ACTIVATIONS = {"exact": "gelu", "tanh": "gelu_tanh", "quick": "quick_gelu"}
 CLOSE = 1e-5  # of the largest absolute value
 
@@ -96,13 +84,13 @@ def randomize(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("family, name, fields", CASES)
+@pytest.mark.parametrize("family, name, fields", FAMILIES)
 def test_logits_and_tokens_equal_timms(family, name, fields):
     config = named_models.config(name, num_classes=7, **fields)
     options = {"num_classes": 7, "img_size": config.image_size}
     if "depth" in fields:
         options["depth"] = config.depth
-    if family in FAMILIES and config.arch.mlp == "gelu":
+    if config.arch.rotary is None and config.arch.mlp == "gelu":
         options["act_layer"] = ACTIVATIONS[config.arch.gelu]
     theirs = randomize(timm.create_model(name, pretrained=False, **options))
     images = noise(2, *image_sides(config.image_size), 3)

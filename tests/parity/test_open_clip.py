@@ -41,14 +41,14 @@ def make_clip(vision, model):
 @pytest.mark.parametrize("case", CASES)
 def test_a_folder_of_open_clip_loads(tmp_path, case):
     config, model = make_clip(*CASES[case])
-    images = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
-    images |= {"interpolation": "bicubic", "resize_mode": "squash"}
-    content = {"model_cfg": config, "preprocess_cfg": images}
+    preparation = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    preparation |= {"interpolation": "bicubic", "resize_mode": "squash"}
+    content = {"model_cfg": config, "preprocess_cfg": preparation}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
     torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     vit = imagepiece_jax.load(tmp_path)
-    assert [*vit.model.config.mean] == images["mean"]
-    assert [*vit.model.config.std] == images["std"]
+    assert [*vit.model.config.mean] == preparation["mean"]
+    assert [*vit.model.config.std] == preparation["std"]
     assert vit.preprocessing.crop_mode == "squash"
     images = noise(2, *model.visual.image_size, 3)
     theirs = run_torch(model.encode_image, images)
