@@ -42,13 +42,13 @@ def explained_imports(feature: str) -> Iterator[None]:
 def check_installed(feature: str, *modules: str) -> None:
     """Raise InputError for the first missing module of an extra, with its command."""
     for module in modules:
-        extras = [extra for extra in EXTRA_MODULES if module in EXTRA_MODULES[extra]]
-        if extras and importlib.util.find_spec(module) is None:
-            extra = extras[0]  # a module is in one extra
+        for extra, package_of_module in EXTRA_MODULES.items():
+            if module not in package_of_module or importlib.util.find_spec(module):
+                continue
             command = f'pip install ".[{extra}]" in the clone'
             # It requires an xdsl, which what we import of it does not, and whose
             # typing-extensions are too old for chex.
             if module == "litert_converter":
                 command = "pip install --no-deps litert-converter"
-            problem = f"{feature} needs {EXTRA_MODULES[extra][module]}"
+            problem = f"{feature} needs {package_of_module[module]}"
             raise InputError(f"{problem}, which is not installed: {command}")

@@ -86,9 +86,8 @@ def shared_errors() -> Iterator[None]:
 
 def check_same_values(values: dict) -> None:
     """Check that all processes have the same `values`: {name in errors: JSON value}."""
-    values_by_process = exchange_values(values)
-    main_values = values_by_process[0]
-    for process_index, process_values in enumerate(values_by_process[1:], start=1):
+    main_values, *other_values = exchange_values(values)
+    for process_index, process_values in enumerate(other_values, start=1):
         for name in main_values | process_values:
             main_value = main_values.get(name, "missing")
             process_value = process_values.get(name, "missing")

@@ -113,10 +113,6 @@ def mix_batch(mix: Mix, batch: Batch, partners: Batch) -> Batch:
     float_images = images.astype(jnp.float32)
     float_partners = partner_images.astype(jnp.float32)
     own_share = own_share[None, :, :, None]
-    mixed_images = _weighted_mean(own_share, float_images, float_partners)
-    mixed_targets = _weighted_mean(mix.own_share, targets, partner_targets)
+    mixed_images = own_share * float_images + (1 - own_share) * float_partners
+    mixed_targets = mix.own_share * targets + (1 - mix.own_share) * partner_targets
     return mixed_images.astype(images.dtype), mixed_targets
-
-
-def _weighted_mean(share, first, second):
-    return share * first + (1 - share) * second
