@@ -108,8 +108,9 @@ class Reduction:
             name = str(field_values.pop("macs"))
         texts = [name]
         for field_name, value in field_values.items():
-            text = value if isinstance(value, str) else repr(value).replace(" ", "")
-            texts.append(f"{field_name}={text}")
+            if not isinstance(value, str):
+                value = repr(value).replace(" ", "")
+            texts.append(f"{field_name}={value}")
         return ":".join(texts)
 
     @property

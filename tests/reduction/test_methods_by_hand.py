@@ -5,15 +5,18 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import DROPPED
+from imagepiece_jax.reduction import block_plan
 from imagepiece_jax.reduction.block_plan import StepCounts
 from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge
 from imagepiece_jax.reduction.methods.evit import EViT
 from imagepiece_jax.reduction.methods.grid_pooling import Cells
-from imagepiece_jax.reduction.methods.imagepiece import Retokenize
+from imagepiece_jax.reduction.methods.imagepiece import ImagePiece, Retokenize
+from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
 from imagepiece_jax.reduction.methods.mctf import Fusion
 from imagepiece_jax.reduction.methods.pitome import ByEnergy, PiToMe
 from imagepiece_jax.reduction.methods.tofu import Discard, Fuse, ToFu
 from imagepiece_jax.reduction.methods.tome import ToMe
+from imagepiece_jax.reduction.reducers import Bipartite
 from imagepiece_jax.reduction.state import ReducerInputs, TokenState
 from tests.helpers.named_models import facts
 from tests.helpers.reduction_steps import apply, decide, vectors
@@ -175,3 +178,44 @@ def test_keep_rate_of_an_epoch_in_evit(epoch, rate):
 )
 def test_schedules_of_tomes_authors(depth, r, inflection, published):
     assert list(ToMe(r=r, inflection=inflection).removed_counts(depth)) == published
+
+
+@pytest.mark.parametrize(
+    "depth, merge, prune",
+    [
+        (12, (0, 1, 3, 4, 6, 7), (2, 5, 8)),
+        (4, (0, 1), (2,)),
+        (6, (0, 1), (2,)),
+        (8, (0, 1, 3, 4), (2, 5)),
+        (16, (0, 1, 3, 4, 6, 7, 9, 10), (2, 5, 8, 11)),
+    ],
+)
+def test_a_cycle_of_imagepiece_merges_twice_and_prunes_once(depth, merge, prune):
+    steps = ImagePiece().steps(facts(depth))
+    rules = {step.block: type(step.rule) for step in steps}
+    merge_rules = dict.fromkeys(merge, block_plan.MergeCandidates)
+    assert rules == merge_rules | dict.fromkeys(prune, block_plan.KeepShare)
+
+
+@pytest.mark.parametrize(
+    "own, ratio, rates",
+    [
+        ((0.8, 0.08), 0, (1.0, 0.0)),
+        ((0.8, 0.08), 0.1, (0.9, 0.04)),
+        ((0.8, 0.08), 1, (0.0, 0.4)),
+        ((0.6, 0.1), 0.4, (0.6, 0.1)),
+    ],
+)
+def test_scaled_rates_of_imagepiece_keep_their_proportion(own, ratio, rates):
+    scaled = ImagePiece(*own).scale_schedule(ratio, facts())
+    assert (scaled.keep_rate, scaled.merge_ratio) == rates
+
+
+def test_steps_of_imagepiece_tome():
+    fields = {"metric": "value", "merge_ratio": 0.15, "parity": 1, "keep_rate": 0.5}
+    fields |= {"merge_blocks": (1,), "prune_blocks": (0, 2)}
+    first_prune, merge, last_prune = ImagePieceToMe(**fields).steps(facts())
+    assert merge == ImagePiece(**fields).steps(facts())[1]
+    for block, step in ((0, first_prune), (2, last_prune)):
+        rule = block_plan.KeepAtLeastHalf(0.5)
+        assert step == block_plan.Step(block, Bipartite("value"), rule)

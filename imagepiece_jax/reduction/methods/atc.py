@@ -7,10 +7,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from imagepiece_jax.common.checks import option
-from imagepiece_jax.kernels.array_shapes import TokenIndices
+from imagepiece_jax.kernels.array_shapes import TokenIndices, TokenPairs
 from imagepiece_jax.kernels.ranking import find_first_largest, gather_rows
 from imagepiece_jax.kernels.similarity import cosine_similarity
 from imagepiece_jax.reduction.block_plan import Step
@@ -30,7 +29,7 @@ FAR_DISTANCE = 4.0
 
 
 def join_closest_clusters(
-    distance: Float[Array, "batch tokens tokens"], num_merges: int, linkage: str
+    distance: TokenPairs, num_merges: int, linkage: str
 ) -> TokenIndices:
     """Join the two closest clusters `num_merges` times; ties go to the first pair.
 
