@@ -17,8 +17,6 @@ from imagepiece_jax.common.tables import markdown_table
 from imagepiece_jax.reduction.reduction import Reduction
 
 RATES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-
-
 IMAGEPIECE_ROWS = (paper_tables.IMAGEPIECE, paper_tables.IMAGEPIECE_PATCH)
 # {method: (rows, of which the first with a model is measured, field, its values)}
 SWEEPS = {

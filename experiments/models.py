@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import Protocol
 
 from imagepiece_jax.errors import InputError
@@ -10,9 +9,6 @@ from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.reduction import Reduction
 from imagepiece_jax.weights.folder_files import CONFIG_FILE
 from imagepiece_jax.weights.load import load
-
-# A model, and the reduction that it is measured with
-Model = tuple[Pretrained, Mapping]
 
 
 class Models(Protocol):
@@ -22,7 +18,7 @@ class Models(Protocol):
     weights: tuple[Pretrained, ...]  # as loaded; their classes must be the data's
 
     def find(self, reduction, stem):
-        """The models of one row, one a seed; none where there is no such model."""
+        """[(Pretrained, reduction)] of one row, one a seed; [] without such a model."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -76,9 +76,6 @@ TABLE3 = (
 )
 
 
-# Rows, measured
-
-
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """A row's answers, a model a seed, and the dense models' answers."""
@@ -155,9 +152,6 @@ def measure_row(paper, row, models, dense):
     vit, reduction = models[0]
     speed = paper.speed(vit, reduction)
     return Measured(row, vit, reduction, tuple(results), tuple(bases), speed)
-
-
-# As text
 
 
 def rows_table(rows, results, printed, whose):

@@ -107,8 +107,8 @@ class PeaksOfParts(Peaks):
     ordered: bool = True
 
     def steps(self, model):
-        parts = {name: getattr(self, name) for name in ("keep", "merge", "ordered")}
-        return self.stage_steps(model, KeepParts(score=self.score_for(model), **parts))
+        parts = self.score_for(model), self.keep, self.merge, self.ordered
+        return self.stage_steps(model, KeepParts(*parts))
 
 
 CONTROLS = {
@@ -438,8 +438,7 @@ def sizes_table(lines):
         cell = Cell("deit", "photographs", f"dense on {size} pixels")
         if not lines.has(cell):
             continue
-        whole = lines.lines[dense.name]["gmacs"]
-        share = lines.lines[cell.name]["gmacs"] / whole
+        share = lines.lines[cell.name]["gmacs"] / lines.lines[dense.name]["gmacs"]
         row = [f"{size} pixels", f"{share:.2f}", f"{lines.mean(cell, 'kl'):.4f}"]
         rows.append([*row, format_estimate(lines.points(dense, cell))])
     head = ["dense model on", "share of the multiply-adds", "KL", "points lost"]
@@ -457,9 +456,8 @@ def contrasts_table(lines, images, others, shares, own_schedule="three"):
                 continue
             kl = lines.change(peaks_cell, cell, "kl")
             points = lines.points(peaks_cell, cell)
-            same = statistics.paired_difference(
-                lines.values(peaks_cell, "same"), lines.values(cell, "same")
-            )
+            pair = [lines.values(each, "same") for each in (peaks_cell, cell)]
+            same = statistics.paired_difference(*pair)
             row = [f"{share:g}", f"`{method}`, {WHERE[schedule]}"]
             row.append(format_estimate(kl, 4, signs=True))
             row.append(format_estimate(points, signs=True))
@@ -570,13 +568,12 @@ def page_tables(folder=FOLDER):
     """The tables of docs/results/peaks.md, by the names in their marks."""
     lines = Lines(folder)
     shares = (0.6, 0.5, 0.4)
+    on_imagenette = "imagenette", ON_IMAGENETTE, (*shares, 0.3)
     return {
         "peaks-shares": shares_table(lines),
         "peaks-sizes": sizes_table(lines),
         "peaks-contrasts": contrasts_table(lines, "photographs", OTHERS, shares),
-        "peaks-imagenette": contrasts_table(
-            lines, "imagenette", ON_IMAGENETTE, (*shares, 0.3)
-        ),
+        "peaks-imagenette": contrasts_table(lines, *on_imagenette),
         "peaks-below": contrasts_table(lines, "photographs", BELOW, (0.4, 0.3), "all"),
         "peaks-controls": controls_table(lines, shares),
         "peaks-scores": scores_table(lines),

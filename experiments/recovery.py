@@ -231,9 +231,8 @@ def measure_cell(cell, paths, images):
     """The line of a cell."""
     start = time.monotonic()
     vit = load_cell(cell, paths)
-    recovered = imagepiece_jax.recover(
-        vit, images[cell.images], seed=cell.seed, minutes=MINUTES.get(cell.model)
-    )
+    options = {"seed": cell.seed, "minutes": MINUTES.get(cell.model)}
+    recovered = imagepiece_jax.recover(vit, images[cell.images], **options)
     minutes = (time.monotonic() - start) / 60
     (variant,) = recovered.recovery.variants
     line = cell._asdict()

@@ -44,10 +44,9 @@ def readme_table(results):
     for row in results.readme:
         line = [f"`{row['typed']}`", f"{row['multiply_adds']:.2f}"]
         line.append(format_estimate(Estimate(*row["lost"])))
-        recovered = row.get("recovered")  # `recover` trains reduced models only
-        line.append(
-            format_estimate(Estimate(*recovered)) if recovered else "not recovered"
-        )
+        line.append("not recovered")  # `recover` trains reduced models only
+        if "recovered" in row:
+            line[-1] = format_estimate(Estimate(*row["recovered"]))
         line.append(f"{row['cpu'][0]:.2f}")
         line.append(f"{row['h200'][0]:.2f}" if "h200" in row else "not timed")
         lines.append(line)

@@ -20,11 +20,11 @@ from imagepiece_jax.evaluation import accuracy
 
 FILE = "runs.jsonl"
 
-# Cells: whatever has a `name`
-
 
 def measure_cells(cells, folder, identity, measure):
     """Measure each cell without a line, and write its line.
+
+    cells: whatever has a `name`
 
     identity: values that all lines of a folder share, such as digests
     measure: from a cell to JSON values by name
@@ -82,9 +82,6 @@ def mean_pooled(vit):
     """The model whose vector is the mean of its patches, by their sizes."""
     config = vit.config.with_arch(pool="mean")
     return dataclasses.replace(vit, model=vit.model.clone(config=config))
-
-
-# A model's answers
 
 
 def model_reader(vit, read, model=None):

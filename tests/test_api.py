@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 import imagepiece_jax
-from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import predictor
 from tests.helpers import tiny_vit
+from tests.helpers.refused_calls import refused
 from tests.helpers.run_command import start
 from tests.helpers.small_runs import ROOT
 
@@ -35,13 +35,11 @@ def test_imports_wait_until_use():
         _ = imagepiece_jax.lode
 
 
-@pytest.mark.parametrize(
-    "name", ["Predictor", "features", "recover", "compare", "export"]
-)
-def test_a_path_in_place_of_a_model_is_refused(name, tmp_path):
-    arguments = [] if name == "Predictor" else [tmp_path]
-    with pytest.raises(InputError, match="load"):
-        getattr(imagepiece_jax, name)("deit.pth", *arguments)
+def test_a_path_in_place_of_a_model_is_refused(tmp_path):
+    for name in ("Predictor", "features", "recover", "compare", "export"):
+        arguments = [] if name == "Predictor" else [tmp_path]
+        with refused("load"):
+            getattr(imagepiece_jax, name)("deit.pth", *arguments)
 
 
 def test_a_program_is_not_traced():

@@ -63,9 +63,8 @@ def run_litert(label):
     with kernels.reference_forms(), jax.disable_jit():
         step = jax.jit(functools.partial(flat_step, label))
         program = jax.export.export(step, platforms=["cpu"])(TOKENS)
-    flatbuffer = litert_format.convert_program(
-        program.mlir_module_serialized, "images", ["rows"]
-    )
+    module = program.mlir_module_serialized
+    flatbuffer = litert_format.convert_program(module, "images", ["rows"])
     litert_runs.count_operators(flatbuffer)
     return litert_runs.run_litert(flatbuffer, TOKENS)
 

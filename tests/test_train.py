@@ -75,11 +75,11 @@ def test_a_run_is_resumed_by_its_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "typed", [("(head,reducer)",), ("head,reducer",), ("['head','reducer']",)]
+    "typed", ["(head,reducer)", "head,reducer", "['head','reducer']"]
 )
 def test_names_need_no_quotes(typed):
     config = base.get_config()
-    config.init.fresh = typed
+    config.init.fresh = (typed,)
     before = config.data.area
     train.split_words(config)
     assert config.init.fresh == ("head", "reducer")

@@ -137,9 +137,8 @@ def without_placement(config):
 
 def place_attention(model, config):
     """Return `model` with the attention of `config` on an H200."""
-    return optimize.with_device_attention(
-        model, described_gpu(), config.model.attention
-    )
+    attention = config.model.attention
+    return optimize.with_device_attention(model, described_gpu(), attention)
 
 
 def inference_text(config, gelu=None):
@@ -186,9 +185,8 @@ def train_text(config):
     def device_step(state, batch, teacher):
         return step(state, jax.tree.map(lambda x: x[0], batch), teacher)
 
-    fn = jax.shard_map(
-        device_step, mesh=mesh, in_specs=specs, out_specs=everywhere, check_vma=False
-    )
+    placement = {"mesh": mesh, "in_specs": specs, "out_specs": everywhere}
+    fn = jax.shard_map(device_step, **placement, check_vma=False)
     shardings = [jax.sharding.NamedSharding(mesh, spec) for spec in specs]
     return compile_for(fn, state, batch, teacher, donate=(0,), shardings=shardings)
 
@@ -208,9 +206,8 @@ def described_gpu():
 
     try:
         # One partition, host and GPU.
-        described = topologies.get_topology_desc(
-            "", platform="cuda", target_config=TARGET, topology="1x1x1"
-        )
+        gpu = {"platform": "cuda", "target_config": TARGET, "topology": "1x1x1"}
+        described = topologies.get_topology_desc("", **gpu)
     except (NotImplementedError, RuntimeError) as error:  # no such plugin, or not ready
         problem = "needs JAX's CUDA wheels, started before JAX is used otherwise"
         hint = f"{extras.install_command('gpu')} (no GPU and no driver needed)"

@@ -357,9 +357,8 @@ class ClipTower(nn.Module):
         self.positional_embedding = nn.Parameter(torch.zeros(GRID + 1, width))
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = nn.Module()
-        self.transformer.resblocks = nn.Sequential(
-            *(ResidualAttentionBlock(width, heads, gelu) for _ in range(DEPTH))
-        )
+        blocks = [ResidualAttentionBlock(width, heads, gelu) for _ in range(DEPTH)]
+        self.transformer.resblocks = nn.Sequential(*blocks)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.zeros(width, CLASSES))
 

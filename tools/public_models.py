@@ -304,10 +304,8 @@ def write_classes():
         "# Princeton University), as in timm's data/_info/imagenet_synsets.txt and",
         f"# imagenet_synset_to_lemma.txt ({version}), by tools.public_models",
     ]
-    for synset_lemmas in zip(
-        info.label_names(), info.label_descriptions(), strict=True
-    ):
-        lines.append("\t".join(synset_lemmas))
+    columns = info.label_names(), info.label_descriptions()
+    lines += ["\t".join(synset_lemmas) for synset_lemmas in zip(*columns, strict=True)]
     CLASSES.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -30,7 +30,8 @@ def training_model(reduction):
     """A training model, and a compiled function of keys that returns Outputs."""
     model = tiny_vit.model(reduction, masked=True)
     variables = tiny_vit.variables(model)
-    return model, lambda keys: training(model)(variables, tiny_vit.images(), keys)
+    run = training(model)
+    return model, lambda keys: run(variables, tiny_vit.images(), keys)
 
 
 def lean_selectors(variables, log_odds):
@@ -71,7 +72,6 @@ def without_masked(model, masks):
         keep = KeepListed(tuple(live.index(token) for token in left))
         steps.append(Step(block, keep, KeepFixed(len(left)), "pre"))
         live = left
-    plan = block_plan.plan_blocks(
-        tiny_vit.DEPTH, tiny_vit.TOKENS, steps, model.config.arch.prefix
-    )
+    sizes = tiny_vit.DEPTH, tiny_vit.TOKENS
+    plan = block_plan.plan_blocks(*sizes, steps, model.config.arch.prefix)
     return model.clone(plan=plan)

@@ -17,9 +17,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 openvino = pytest.importorskip("openvino")
 FORBIDDEN_OPERATORS = {"Loop", "If", "Scan", "NonZero", "Unique", "Compress", "Scatter"}
 FORBIDDEN_OPERATORS |= {"ScatterElements", "ScatterND", "SequenceAt", "Range", "Einsum"}
-IMAGEPIECE = tiny_vit.with_fields(
-    tiny_vit.IMAGEPIECE, prune_blocks=(0,), merge_blocks=(1,)
-)
+BLOCKS = {"prune_blocks": (0,), "merge_blocks": (1,)}
+IMAGEPIECE = tiny_vit.with_fields(tiny_vit.IMAGEPIECE, **BLOCKS)
 EVIT = tiny_vit.with_fields(tiny_vit.EVIT, blocks=(0,))
 
 

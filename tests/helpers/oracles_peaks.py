@@ -112,7 +112,6 @@ def forward(params, image, counts, *, name="class_and_mean", **sizes):
         steps.append(Step(score, cosines, decision, np.array(summed)))
         return mean_weights(decision, score) @ x, attention_sizes(decision, size)
 
-    logits, _, size, _ = slow_deit.forward(
-        params, image, reduce_tokens=reduce_tokens, prop_attn=True, **sizes
-    )
+    sizes |= {"reduce_tokens": reduce_tokens, "prop_attn": True}
+    logits, _, size, _ = slow_deit.forward(params, image, **sizes)
     return logits, size, steps

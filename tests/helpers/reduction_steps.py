@@ -23,9 +23,8 @@ def shortest_plan(plan):
     all_reducers = plan_reducers(plan)
     for end in range(1, len(plan)):
         first_reducers = plan_reducers(plan[:end])
-        if len(first_reducers) >= min(2, len(all_reducers)) and all(
-            reducer in first_reducers for reducer in all_reducers
-        ):
+        has_two = len(first_reducers) >= min(2, len(all_reducers))
+        if has_two and all(reducer in first_reducers for reducer in all_reducers):
             return plan[:end]
     return plan
 

@@ -24,10 +24,9 @@ def short_model(name, arch=None):
     reduction = tiny_vit.small_reduction(name)
     if name in ("mctf", "token_pooling"):  # they begin at the second block
         return tiny_vit.model(reduction, depth=3, arch=arch)
-    typed = [field for field in TWO_BLOCK_FIELDS if f":{field}=" in reduction]
-    reduction = tiny_vit.with_fields(
-        reduction, **{field: TWO_BLOCK_FIELDS[field] for field in typed}
-    )
+    for field, value in TWO_BLOCK_FIELDS.items():
+        if f":{field}=" in reduction:
+            reduction = tiny_vit.with_fields(reduction, **{field: value})
     return tiny_vit.model(reduction, depth=2, arch=arch)
 
 

@@ -74,14 +74,10 @@ def logits(model):
 
 def traced_blocks(model, variables, images):
     """Outputs, and the tokens after every block (from Flax's intermediates)."""
-    outputs, intermediates_of_model = model.apply(
-        variables, images, capture_intermediates=True, mutable=["intermediates"]
-    )
-    blocks = [
-        intermediates_of_model["intermediates"][f"blocks_{block}"]["__call__"][0][0].x
-        for block in range(model.depth)
-    ]
-    return outputs, blocks
+    capture = {"capture_intermediates": True, "mutable": ["intermediates"]}
+    outputs, captured = model.apply(variables, images, **capture)
+    calls = [captured["intermediates"][f"blocks_{i}"] for i in range(model.depth)]
+    return outputs, [call["__call__"][0][0].x for call in calls]
 
 
 def _fetch(leaf):
@@ -126,9 +122,8 @@ def model(reduction=None, masked=False, drop_path_rate=0.0, **options):
     size = {"patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     size |= {"image_size": SIDE, "num_classes": CLASSES}
     size |= options
-    execution = {
-        name: size.pop(name) for name in ("dtype", "attention") if name in size
-    }
+    names = {"dtype", "attention"} & {*size}
+    execution = {name: size.pop(name) for name in names}
     model_config = config("vit_mini", **size)
     execution = create.make_execution(model_config, **execution)
     execution = dataclasses.replace(execution, drop_path_rate=drop_path_rate)

@@ -32,9 +32,8 @@ def trace_model(model, train=True, backward=True):
     images = tiny_vit.images(BATCH)
 
     def loss(params, rest):
-        out, changed = model.apply(
-            {"params": params, **rest}, images, train, mutable=["batch_stats"]
-        )
+        variables = {"params": params, **rest}
+        out, changed = model.apply(variables, images, train, mutable=["batch_stats"])
         return out.logits.sum(), (out, changed)
 
     rest = dict(tiny_vit.shapes(model))
