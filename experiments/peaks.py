@@ -107,8 +107,8 @@ class PeaksOfParts(Peaks):
     ordered: bool = True
 
     def steps(self, model):
-        parts = self.score_for(model), self.keep, self.merge, self.ordered
-        return self.stage_steps(model, KeepParts(*parts))
+        parts = {name: getattr(self, name) for name in ("keep", "merge", "ordered")}
+        return self.stage_steps(model, KeepParts(score=self.score_for(model), **parts))
 
 
 CONTROLS = {
