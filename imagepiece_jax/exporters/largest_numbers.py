@@ -54,9 +54,7 @@ def find_largest_numbers(
         pixel_batches.append(images[:: math.ceil(len(images) / MAX_SAMPLED_IMAGES)])
     with announced_work("finding the largest numbers"):
         for pixels in pixel_batches:
-            normalized_images = normalize(
-                pixels, pretrained.config.mean, pretrained.config.std
-            )
+            normalized_images = normalize(pixels, model.config.mean, model.config.std)
             batch_maxima = jax.device_get(compute_maxima(variables, normalized_images))
             for part, maximum in zip(part_names, batch_maxima, strict=True):
                 part_maxima[part] = max(part_maxima.get(part, 0.0), float(maximum))

@@ -344,12 +344,10 @@ def _add_slice(graph, equation, value):
 
 @translates_primitive("split", expand=True)
 def _add_split(graph, equation, value):
-    operands = [value, equation.params["sizes"]]
+    inputs = [value, equation.params["sizes"]]
     shapes = _atom_shapes(equation.outvars)
-    options = {"axis": int(equation.params["axis"])}
-    return graph.add_multi_output_node(
-        "Split", operands, shapes, value.dtype, **options
-    )
+    axis = int(equation.params["axis"])
+    return graph.add_multi_output_node("Split", inputs, shapes, value.dtype, axis=axis)
 
 
 @translates_primitive("rev", expand=True)

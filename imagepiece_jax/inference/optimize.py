@@ -254,9 +254,7 @@ def make_program_compiler(
     return compile_batch
 
 
-def with_device_attention(
-    model: ViT, device: jax.Device, attention: str = "auto"
-) -> ViT:
+def with_device_attention(model: ViT, device: jax.Device, attention: str) -> ViT:
     """Give a model the device's attention; `attention` is optimize's option."""
     head_dim = model.config.head_dim
     backend = resolve_backend(attention, model.execution.dtype, head_dim, device)

@@ -42,13 +42,11 @@ def test_json_files_give_the_models_pixels(case, theirs):
     assert largest_gaps(case, theirs).max() <= ROUNDING
     # Another filter shows in every image, except images of the result's size, and a
     # crop that starts a pixel later shows in many.
-    filters = {"bicubic", "bilinear"}
-    (other,) = filters - {client_pixels.case_preprocessing(case).interpolation}
+    prepare = client_pixels.case_preprocessing(case)
+    (other,) = {"bicubic", "bilinear"} - {prepare.interpolation}
     assert (largest_gaps(case, theirs, interpolation=other) > 2 * ROUNDING).mean() > 0.8
-    if client_pixels.case_preprocessing(case).crop_mode == "center":
-        (other,) = {"timm", "transformers"} - {
-            client_pixels.case_preprocessing(case).rule
-        }
+    if prepare.crop_mode == "center":
+        (other,) = {"timm", "transformers"} - {prepare.rule}
         assert (largest_gaps(case, theirs, rule=other) > 5 * ROUNDING).sum() >= 2
 
 

@@ -80,14 +80,10 @@ def test_every_number_has_its_own_spread():
 
 
 def test_what_is_not_finite_is_not_compared():
-    """Outputs that are not finite agree with none, and a regression has no such row."""
     dense = np.random.default_rng(0).normal(size=(12, 2))
     infinite = np.full_like(dense, np.inf)
-    for outputs, dense_outputs, kind in (
-        (dense, infinite, True),
-        (dense, infinite, False),
-        (infinite, dense, None),
-    ):
+    cases = [(dense, infinite, True), (dense, infinite, False), (infinite, dense, None)]
+    for outputs, dense_outputs, kind in cases:
         with refused("not finite"):
             measure_fidelity(outputs, dense_outputs, kind)
 

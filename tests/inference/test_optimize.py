@@ -61,11 +61,11 @@ def test_folded_norms_keep_the_logits(trained, program):
 def test_fast_reductions_are_another_program():
     model = tiny_vit.model("attended:blocks=(1,):macs=0.7", dtype="bfloat16")
     arguments = tiny_vit.shapes(model), tiny_vit.images(2)
-    exact, fast = [
-        jax.make_jaxpr(optimize.make_logits_function(model, form))(*arguments)
-        for form in optimize.REDUCTION_MODES
-    ]
-    assert str(exact) != str(fast)
+    jaxprs = set()
+    for mode in optimize.REDUCTION_MODES:
+        run = optimize.make_logits_function(model, mode)
+        jaxprs.add(str(jax.make_jaxpr(run)(*arguments)))
+    assert len(jaxprs) == 2
 
 
 @pytest.mark.parametrize("batch_size, small", [(1, 2**16), (1, 400), (9, 2**16)])

@@ -71,10 +71,9 @@ def test_logits_lose_the_direction_and_gain_the_log_size(vit, folded_model):
     for name in ("query", "key"):
         before = getattr(plain[first - 1], name)
         np.testing.assert_array_equal(getattr(folded[first - 1], name), before)
-    query, key, log_size = (
-        np.asarray(getattr(plain[first], name), np.float64)
-        for name in ("query", "key", "key_bias")
-    )
+    heads = plain[first]
+    arrays = (heads.query, heads.key, heads.key_bias)
+    query, key, log_size = (np.asarray(array, np.float64) for array in arrays)
     assert log_size.max() > 0.5
     axis = u[first].astype(np.float64)
     query = query - np.sum(query * axis, -1, keepdims=True) * axis

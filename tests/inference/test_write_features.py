@@ -132,9 +132,7 @@ def test_a_killed_process_is_continued(write, written, tmp_path, caplog, monkeyp
     assert [file.name for file in killed.iterdir()] == ["v.sqlite"]
 
 
-def test_a_changed_collection_recomputes_only_missing_rows(
-    write, photographs, tmp_path, caplog
-):
+def test_a_changed_collection_computes_new_rows(write, photographs, tmp_path, caplog):
     """Rows equal those of a new file; kept rows have the same bits."""
     collection = tmp_path / "collection"
     collection.mkdir()
