@@ -85,21 +85,12 @@ class BenchmarkCase:
 
     def compile_workload(self) -> Workload:
         """Compile the program to time."""
-        image_macs = model_macs(self.variant.model)
         if self.training is not None:
-            call = compile_training_steps(self.training)
-            columns = _describe_program(call.model, call.compiled_step)
-            image_macs = TRAINING_MAC_FACTOR * model_macs(call.model)
-        elif not isinstance(self.variant, Pretrained):
-            shape = (self.batch_size, *image_sides(self.variant.config.image_size), 3)
-            calls = []
-            for seed in range(NUM_INPUTS):
-                rng = np.random.default_rng(seed)
-                pixels = rng.integers(0, 256, shape, np.uint8)
-                calls.append(self.variant.prepared_call(pixels))
-            call = lambda call_index: calls[call_index % NUM_INPUTS]()  # noqa: E731
-            columns = _describe_program(self.variant.model, None)
-        else:
+            steps = compile_training_steps(self.training)
+            macs = self.batch_size * TRAINING_MAC_FACTOR * model_macs(steps.model)
+            columns = _describe_program(steps.model, steps.compiled_step)
+            return Workload(timer.TimedCall(steps), self.batch_size, macs, columns)
+        if isinstance(self.variant, Pretrained):
             fast_program = optimize.optimize(
                 self.variant,
                 batch_size=self.batch_size,
@@ -107,10 +98,19 @@ class BenchmarkCase:
                 gelu=self.gelu,
                 attention=self.variant.model.execution.attention,
             )
-            call = call_on_noise(fast_program)
+            timed_call = timer.TimedCall(call_on_noise(fast_program))
             columns = _describe_program(fast_program.model, fast_program.compiled)
-        macs = self.batch_size * image_macs
-        return Workload(timer.TimedCall(call), self.batch_size, macs, columns)
+        else:
+            shape = (self.batch_size, *image_sides(self.variant.config.image_size), 3)
+            calls = []
+            for seed in range(NUM_INPUTS):
+                rng = np.random.default_rng(seed)
+                pixels = rng.integers(0, 256, shape, np.uint8)
+                calls.append(self.variant.prepared_call(pixels))
+            timed_call = timer.TimedCall(lambda number: calls[number % NUM_INPUTS]())
+            columns = _describe_program(self.variant.model, None)
+        macs = self.batch_size * model_macs(self.variant.model)
+        return Workload(timed_call, self.batch_size, macs, columns)
 
 
 @dataclasses.dataclass
@@ -179,9 +179,9 @@ def with_random_weights(model: ViT) -> Pretrained:
 
 
 def call_on_noise(program: optimize.Program) -> Callable[[int], Array]:
-    """Make a function (call_index) that runs `program` on images on its device."""
+    """Make a function (number) that runs `program` on random images on its device."""
     images = _draw_noise(program.input_spec.shape, program.input_spec.dtype)
-    return lambda call_index: program(images[call_index % NUM_INPUTS])
+    return lambda number: program(images[number % NUM_INPUTS])
 
 
 @functools.lru_cache(maxsize=4)  # shapes of images

@@ -7,13 +7,11 @@ import jax
 from imagepiece_jax.common import parallel
 from imagepiece_jax.data.sources.imagenet_tfds import CountedSource
 from imagepiece_jax.models.cost import TRAINING_MAC_FACTOR, cost_summary, model_macs
-from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.training.config import RunConfig
-from imagepiece_jax.training.data import RunData
 from imagepiece_jax.training.logging import print_line
 
 if TYPE_CHECKING:
-    from imagepiece_jax.training.trainer import Run
+    from imagepiece_jax.training.trainer import Run, RunSetup
 
 
 def count_training_flop(
@@ -70,8 +68,10 @@ def describe_dry_run(run: "Run") -> str:
     )
 
 
-def describe_data(config: RunConfig, data: RunData) -> str:
-    """Describe the data, and the learning rate after the warm-up."""
+def describe_setup(setup: "RunSetup") -> str:
+    """Describe a run's data, peak learning rate, model's cost and devices."""
+    config = setup.config
+    data = setup.data
     parts = [config.data.name]
     sources = {"training": data.train_source, "validation": data.val_source}
     for use, source in sources.items():
@@ -85,18 +85,12 @@ def describe_data(config: RunConfig, data: RunData) -> str:
     parts.append(class_text)
     if data.val_source.split == "test":
         parts.append("test chooses nothing, so the last checkpoint is the best")
+    device_kinds = sorted({device.device_kind for device in jax.devices()})
     return (
         f"data: {', '.join(parts)}\n"
         f"learning rate: {config.peak_lr:.4g} ({config.lr:.4g} per 512 images) after a "
-        f"warm-up of {config.warmup_epochs:g} of {config.epochs} epochs"
-    )
-
-
-def describe_model(model: ViT, dense_model: ViT) -> str:
-    """Describe a model's cost, and the devices it trains on."""
-    device_kinds = sorted({device.device_kind for device in jax.devices()})
-    return (
-        f"{cost_summary(model, [dense_model])}\n"
+        f"warm-up of {config.warmup_epochs:g} of {config.epochs} epochs\n"
+        f"{cost_summary(setup.model, [setup.dense_model])}\n"
         f"devices: {parallel.device_count()} ({', '.join(device_kinds)}); "
         f"processes: {jax.process_count()}"
     )

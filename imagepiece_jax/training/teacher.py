@@ -32,14 +32,10 @@ class Teacher:
     def compute_outputs(
         self, variables: PyTree, images: Float[Array, "batch height width channels"]
     ) -> Outputs:
-        """Outputs, with the state after each block, for the student's images."""
-        images = self.prepare_images(images)
-        return self.model.apply(variables, images, with_states=True)
+        """Outputs, with the state after each block, for the student's images.
 
-    def prepare_images(
-        self, images: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch teacher_height teacher_width channels"]:
-        """Resize and normalize the student's images for this model."""
+        The images are resized and normalized for this model.
+        """
         num_images, *student_size, channels = images.shape
         teacher_size = image_sides(self.model.config.image_size)
         # Bicubic and antialiased like Pillow, but from values that are not rounded.
@@ -57,7 +53,7 @@ class Teacher:
             scale = std / teacher_std
             shift = (mean - teacher_mean) / teacher_std
             images = images * jnp.float32(scale) + jnp.float32(shift)
-        return images
+        return self.model.apply(variables, images, with_states=True)
 
 
 def create_teacher(

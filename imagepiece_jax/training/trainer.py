@@ -47,8 +47,7 @@ def train_and_evaluate(
     with parallel.shared_errors():
         extras.check_installed("training", "matplotlib", "simplejpeg", "tensorboardX")
     setup = set_up_run(config, workdir, dry_run)
-    print_line(report.describe_data(setup.config, setup.data))
-    print_line(report.describe_model(setup.model, setup.dense_model))
+    print_line(report.describe_setup(setup))
     with open_run(setup, dry_run) as run:
         if dry_run:
             print_line(report.describe_dry_run(run))
