@@ -206,9 +206,8 @@ class DirectedAttention(Attention):
         init = nn.initializers.zeros
         per_head_shape = (config.num_heads, config.head_dim)
         self.size_direction = self.param("size_direction", init, per_head_shape)
-        self.mean_key = self.param(
-            "mean_key", init, (config.embed_dim, config.head_dim)
-        )
+        mean_shape = (config.embed_dim, config.head_dim)
+        self.mean_key = self.param("mean_key", init, mean_shape)
         self.mean_key_bias = self.param("mean_key_bias", init, (config.head_dim,))
 
     def project_heads(self, x, state, with_value=True, num_queries=None):

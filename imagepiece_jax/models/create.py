@@ -82,9 +82,8 @@ def build_model(
     """
     num_patches = math.prod(config.grid)
     dense_plan = plan_blocks(config.depth, num_patches, (), config.arch.prefix)
-    return with_plan(
-        ViT(config, dense_plan, execution), Reduction.read(reduction), masked
-    )
+    dense_model = ViT(config, dense_plan, execution)
+    return with_plan(dense_model, Reduction.read(reduction), masked)
 
 
 def with_plan(model: ViT, reduction: Reduction, masked: bool = False) -> ViT:
@@ -207,8 +206,9 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
             config_fields[field] = model_section[field]
     if ("mean" in config_fields) != ("std" in config_fields):
         raise InputError("model.mean and model.std are given both, or neither")
-    section = model_section["arch"].items()
-    parts = {name: replace_lists(part) for name, part in section if part is not None}
+    section = model_section["arch"]
+    part_names = [name for name in section if section[name] is not None]
+    parts = {name: replace_lists(section[name]) for name in part_names}
     if model_section["name"]:
         base_config = registry.model_config(model_section["name"])
         arch = base_config.arch.with_fields(parts)

@@ -159,10 +159,8 @@ class Recovery:
         """The same recovery without values for some parts, such as "head"."""
         variants = []
         for variant in self.variants:
-            items = variant.values.items()
-            values = {
-                path: leaf for path, leaf in items if not is_in_parts(path, parts)
-            }
+            paths = [path for path in variant.values if not is_in_parts(path, parts)]
+            values = {path: variant.values[path] for path in paths}
             variants.append(dataclasses.replace(variant, values=values))
         return Recovery(tuple(variants))
 
@@ -186,12 +184,10 @@ class Recovery:
         variants = []
         for index, variant in enumerate(self.variants):
             start = f"{index}."
-            own_names = [name for name in tensors if name.startswith(start)]
-            if not own_names and variant.changed:
+            names = [name for name in tensors if name.startswith(start)]
+            if not names and variant.changed:
                 raise InputError(f"it has no values for {variant.name}")
-            own_tensors = {
-                name.removeprefix(start): tensors[name] for name in own_names
-            }
+            own_tensors = {name.removeprefix(start): tensors[name] for name in names}
             values = timm_tensors.values_from_timm(own_tensors, like)
             variants.append(dataclasses.replace(variant, values=values))
         return Recovery(tuple(variants))

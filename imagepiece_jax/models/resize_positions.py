@@ -47,11 +47,9 @@ def fit_positions(
 
 
 def resize_grid(
-    embeddings: Float[np.ndarray, "height width dim"],
-    new_shape: tuple[int, int],
-    kind: str,
+    values: Float[np.ndarray, "height width dim"], new_shape: tuple[int, int], kind: str
 ) -> Float32[np.ndarray, "rows columns dim"]:
-    """Interpolate a grid of embeddings.
+    """Interpolate embeddings on a grid.
 
     new_shape: (height, width)
     kind: "antialias" (timm: Keys' kernel, a = -0.5, wider if the grid shrinks),
@@ -59,9 +57,9 @@ def resize_grid(
         (DINO: "bicubic" by the factor (new + 0.1) / old) or "linear" (Google's vit_jax
         and big_vision: corners stay in place, like SciPy's zoom of order 1)
     """
-    height, width, dim = embeddings.shape
+    height, width, dim = values.shape
     if kind == "antialias":
-        array = jax.device_put(embeddings)
+        array = jax.device_put(values)
         return jax.device_get(jax.image.resize(array, (*new_shape, dim), "cubic"))
     if kind == "linear":
         row_weights = _linear_weights(height, new_shape[0])
@@ -71,7 +69,7 @@ def resize_grid(
         row_weights = _bicubic_weights(height, new_shape[0], offset)
         column_weights = _bicubic_weights(width, new_shape[1], offset)
     weights = (row_weights, column_weights)
-    return np.einsum("ab,cd,bdx->acx", *weights, embeddings, optimize=True)
+    return np.einsum("ab,cd,bdx->acx", *weights, values, optimize=True)
 
 
 def _bicubic_weights(old_side, new_side, offset):

@@ -77,9 +77,8 @@ class Rotary:
         """
         xp = coordinates.__array_namespace__()
         planes_per_axis = head_dim // 4  # two channels a plane, two axes
-        frequencies = self.temperature ** -(
-            np.arange(planes_per_axis) / planes_per_axis
-        )
+        exponents = np.arange(planes_per_axis) / planes_per_axis
+        frequencies = self.temperature**-exponents
         if self.origin == "center":  # 1 is a full rotation of the first plane
             frequencies = 2 * np.pi * frequencies
         if self.axes == "xy":

@@ -38,8 +38,11 @@ def variable_shapes(model: ViT) -> dict[str, Any]:
     # Every learned reducer is traced on its own.
     one_block_model = model.with_execution(axis_name=None)
     one_block_model = one_block_model.clone(plan=(BlockPlan(0, 0),), prop_attn=False)
+    sides = image_sides(model.config.image_size)
+    images = jax.ShapeDtypeStruct((1, *sides, 3), jnp.float32)
     # Flax modules are hashable, but its stubs do not say so.
-    one_block_shapes = _traced_shapes(one_block_model)  # pyrefly: ignore[bad-argument-type]
+    init = _init_function(one_block_model)  # pyrefly: ignore[bad-argument-type]
+    one_block_shapes = jax.eval_shape(init, jax.eval_shape(root_key, 0), images)
     shapes = {}
     for collection, collection_shapes in one_block_shapes.items():
         shapes[collection] = {}
@@ -62,7 +65,7 @@ def variable_shapes(model: ViT) -> dict[str, Any]:
 
 
 def _copy_dicts(tree):
-    # Callers may change the dicts, but the traced shapes are cached.
+    # Callers may change the dicts, but blocks of equal shapes share them.
     return jax.tree.map(lambda leaf: leaf, tree)
 
 
@@ -98,7 +101,7 @@ def draw_variables(
 
     part_names = tuple(parts)
 
-    @jax.jit  # which skips the computation of all other parts
+    @jax.jit  # XLA drops the computation of other parts
     def draw(key, images):
         variables = {}
         for collection, params in init(key, images).items():
@@ -138,14 +141,6 @@ def variables_digest(tree: Any) -> str:
         hasher.update(jax.tree_util.keystr(path).encode())
         hasher.update(np.ascontiguousarray(leaf).tobytes())
     return hasher.hexdigest()
-
-
-@functools.lru_cache(maxsize=4)  # loading, saving and costs ask for the same shapes
-def _traced_shapes(model):
-    sides = image_sides(model.config.image_size)
-    images = jax.ShapeDtypeStruct((1, *sides, 3), jnp.float32)
-    init = _init_function(model)  # pyrefly: ignore[bad-argument-type]
-    return jax.eval_shape(init, jax.eval_shape(root_key, 0), images)
 
 
 @functools.lru_cache(maxsize=4)

@@ -130,7 +130,7 @@ class ViT(nn.Module):
         scores = {}
         states = []
         decisions = []
-        factors = self._draw_drop_path(keys, train)
+        scales = self._draw_drop_path(keys, train)
         norm = self._make_norm("norm") if self.config.arch.final_norm else lambda x: x
         pool = None
         probe = None
@@ -147,7 +147,7 @@ class ViT(nn.Module):
             # `float32_parts` may name single blocks.
             state = dataclasses.replace(state, x=state.x.astype(block.execution.dtype))
             state, scores, decision = block(
-                state, scores, reduction, factors[index], train
+                state, scores, reduction, scales[index], train
             )
             if with_states:
                 states.append(state)
