@@ -87,7 +87,7 @@ def _apply_masking(state, result):
         return state
     if coordinates is not None:
         if mask_before is None:
-            mask_before = 1.0
+            mask_before = 1.0  # all tokens were live
         # The appended token lies in the middle of the tokens masked by this step.
         drop_mask = mask_before - result.keep
         weight = jax.lax.stop_gradient(drop_mask * state.image_rows(state.size))

@@ -106,8 +106,7 @@ class ATC(InStages):
 
     linkage: str = option("complete", tuple(LINKAGES))  # distance between clusters
     metric: str = "key"
-    # whether means are over patches, not tokens
-    size_weighting: bool = option(True, (True, False))
+    size_weighting: bool = option(True, (True, False))  # means are over patches
 
     def steps(self, facts: ModelFacts) -> tuple[Step, ...]:
         reducer = Agglomeration(self.linkage, self.metric, self.size_weighting)
