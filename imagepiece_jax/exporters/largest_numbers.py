@@ -90,7 +90,7 @@ def find_part_maxima(
 
     def call_and_note(call, args, kwargs, context):
         result = call(*args, **kwargs)
-        path = context.module.path
+        path = context.module.path  # ("blocks_0", "attn", ..), or () for the ViT
         if path:
             note_numbers(path[0], (args, result))
         elif context.method_name in EMBEDDING_METHODS:

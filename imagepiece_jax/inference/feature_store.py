@@ -82,6 +82,7 @@ def open_store(
 
             differences = record.list_differences(made_by, earlier_made_by)
             field, value, earlier_value = differences[0]  # one is enough to say
+            # What was typed says more than the counts that it became.
             if field == "reduction" and typed_reduction != earlier_typed:
                 value, earlier_value = typed_reduction, earlier_typed
             problem = f"is {value}, but {file} was made with {earlier_value}"
