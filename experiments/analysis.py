@@ -31,7 +31,7 @@ def format_interval(values, digits=1):
     return statistics.format_estimate(statistics.Estimate(*values), digits)
 
 
-def write_reassess_page(paper):
+def write_reassess_page(study):
     """Table 5: how many merged tokens count as attentive one block later; reassess.md.
 
     All patches of a token that a merge has just made were among the least attended. It
@@ -40,22 +40,22 @@ def write_reassess_page(paper):
     next block merges and (b) where it prunes. Were the order random, 70 % (a) and 80 %
     (b) would count.
     """
-    models = find_models(paper, paper_tables.IMAGEPIECE)
-    models = models or find_models(paper, paper_tables.IMAGEPIECE_PATCH)
-    vit, reduction = models[0] if models else (paper.pretrained, REDUCTION)
+    models = find_models(study, paper_tables.IMAGEPIECE)
+    models = models or find_models(study, paper_tables.IMAGEPIECE_PATCH)
+    vit, reduction = models[0] if models else (study.pretrained, REDUCTION)
     lines = []
-    for block, figures in attentive_ratios(paper, vit, reduction).items():
+    for block, figures in attentive_ratios(study, vit, reduction).items():
         printed = published.format_figure(published.REASSESS.get(int(block)))
         line = [int(block) + 1, printed, format_interval(figures["own"])]
         lines.append([*line, figures["rule"], format_interval(figures["candidates"])])
     head = ["layer (from 1)", f"%, DeiT-S ({published.LABEL})", "%, measured"]
     head += ["counts as attentive if", "%, by (a) everywhere"]
     text = markdown_table(head, lines)
-    facts = paper.facts({"stem": vit.model.config.stem})
-    paper.write_page("reassess", "merged tokens judged again", text, facts)
+    facts = study.facts({"stem": vit.model.config.stem})
+    study.write_page("reassess", "merged tokens judged again", text, facts)
 
 
-def attentive_ratios(paper, vit, reduction):
+def attentive_ratios(study, vit, reduction):
     """{block: dict(own, candidates, rule)} of blocks right after a merge, percent."""
     method = Reduction.read(reduction).method
     share = getattr(method, "candidate_ratio", 0.3)
@@ -88,10 +88,10 @@ def attentive_ratios(paper, vit, reduction):
             by_block[str(site.block)] = figures
         return by_block
 
-    return paper.inside("reassess", vit, reduction, read, summarize)
+    return study.inside("reassess", vit, reduction, read, summarize)
 
 
-def write_similarity_page(paper):
+def write_similarity_page(study):
     """Table 6: cosine similarity of merged pairs, first and last merge; similarity.md.
 
     An image has the mean over the pairs that a step merged, by the keys that it matched
@@ -101,9 +101,9 @@ def write_similarity_page(paper):
     for row in ROWS:
         figures = published.SIMILARITY.get(row.name, (None, None))
         line = [row.name, *(published.format_figure(figure, 4) for figure in figures)]
-        models = find_models(paper, row)
+        models = find_models(study, row)
         if models:
-            estimates = first_and_last(paper, *models[0])
+            estimates = first_and_last(study, *models[0])
             line += [format_interval(estimates[f"lowest {end}"], 4) for end in ENDS]
             gap = statistics.Estimate(*estimates["gap"])
             line.append(statistics.format_difference(gap, 4))
@@ -116,14 +116,14 @@ def write_similarity_page(paper):
     head += [f"{end} merge, lowest 1 %" for end in ENDS]
     head.append("last - first")
     head += [f"{end} merge, all images" for end in ENDS]
-    images = len(paper.images)
+    images = len(study.images)
     chosen = f"{lowest_count(images)} of {images} images, anew for each figure"
-    facts = paper.facts({"lowest 1 % (published: 500 of 50,000)": chosen})
+    facts = study.facts({"lowest 1 % (published: 500 of 50,000)": chosen})
     title = "likeness of merged pairs"
-    paper.write_page("similarity", title, markdown_table(head, lines), facts)
+    study.write_page("similarity", title, markdown_table(head, lines), facts)
 
 
-def first_and_last(paper, vit, reduction):
+def first_and_last(study, vit, reduction):
     """Estimates by "lowest first", "all last", ..., and the lowest's "gap"."""
     merging = merging_sites(vit, reduction)
     ends = {"first": merging[0], "last": merging[-1]}
@@ -148,7 +148,7 @@ def first_and_last(paper, vit, reduction):
             estimates[f"lowest {end}"] = estimate_lowest(values)
         return estimates
 
-    return paper.inside("similarity", vit, reduction, read, summarize)
+    return study.inside("similarity", vit, reduction, read, summarize)
 
 
 def merging_sites(vit, reduction):
@@ -180,7 +180,7 @@ def estimate_lowest(values):
     return intervals.bootstrap_statistic(lambda i: mean_lowest(values[i]), count)
 
 
-def write_overlap_page(paper):
+def write_overlap_page(study):
     """Table 7: share of ToMe's first merged tokens that are well attended; overlap.md.
 
     Percent of the tokens merged in the first block that are among the top k % by that
@@ -194,8 +194,8 @@ def write_overlap_page(paper):
         lines.append([name, f"not said ({published.LABEL})", *figures])
     tops = published.OVERLAP_K
     for row in ROWS:
-        for vit, reduction in find_models(paper, row)[:1]:
-            shares = attended_shares(paper, vit, reduction)
+        for vit, reduction in find_models(study, row)[:1]:
+            shares = attended_shares(study, vit, reduction)
             for kind in KINDS:
                 figures = [format_interval(shares[f"{kind} {k}"]) for k in tops]
                 lines.append([row.name, f"{kind} (measured)", *figures])
@@ -206,10 +206,10 @@ def write_overlap_page(paper):
         "merges among the least attended 30 %, so its zeros are by construction."
     )
     title = "merged tokens among the most attended, %"
-    paper.write_page("overlap", title, markdown_table(head, lines), note, paper.facts())
+    study.write_page("overlap", title, markdown_table(head, lines), note, study.facts())
 
 
-def attended_shares(paper, vit, reduction):
+def attended_shares(study, vit, reduction):
     """Estimates by "src 30", "both 30", ..., percent, of the first reducing block."""
     site, *_ = merging_sites(vit, reduction)
 
@@ -227,10 +227,10 @@ def attended_shares(paper, vit, reduction):
     def summarize(arrays):
         return {name: intervals.estimate_mean(array) for name, array in arrays.items()}
 
-    return paper.inside("overlap", vit, reduction, read, summarize)
+    return study.inside("overlap", vit, reduction, read, summarize)
 
 
-def write_lcb_page(paper):
+def write_lcb_page(study):
     """Table 8: likeness of ImagePiece's first pairs by stem; lcb-similarity.md.
 
     The table has the likeness of merged pairs and of all possible pairs, and how far
@@ -239,22 +239,22 @@ def write_lcb_page(paper):
     lines = []
     for stem, row in STEMS.items():
         line = [row.name, published.format_figure(published.LCB_SIMILARITY[stem], 4)]
-        models = find_models(paper, row)
+        models = find_models(study, row)
         if not models:
             blanks = [BLANK] * len(STEM_FIGURES)
             lines.append([*line, "", *blanks])
         for vit, reduction in models:
-            estimates = first_merge(paper, vit, reduction)
+            estimates = first_merge(study, vit, reduction)
             figures = [format_interval(estimates[name], 3) for name in STEM_FIGURES]
             lines.append([*line, vit.origin.seed, *figures])
     head = ["model", f"DeiT-S, lowest 1 % ({published.LABEL})", "seed"]
     head += STEM_FIGURES.values()
-    facts = paper.facts({"merge": "ImagePiece's first"})
+    facts = study.facts({"merge": "ImagePiece's first"})
     title = "likeness of candidates by stem"
-    paper.write_page("lcb-similarity", title, markdown_table(head, lines), facts)
+    study.write_page("lcb-similarity", title, markdown_table(head, lines), facts)
 
 
-def first_merge(paper, vit, reduction):
+def first_merge(study, vit, reduction):
     """Estimates by the names of STEM_FIGURES."""
     site, *_ = merging_sites(vit, reduction)
     _, side = image_sides(vit.image_size)
@@ -275,4 +275,4 @@ def first_merge(paper, vit, reduction):
             estimates[name] = intervals.estimate_mean(arrays[name])
         return estimates
 
-    return paper.inside("lcb-similarity", vit, reduction, read, summarize)
+    return study.inside("lcb-similarity", vit, reduction, read, summarize)

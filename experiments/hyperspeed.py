@@ -27,50 +27,50 @@ SWEEPS = {
 }
 
 
-def write_hyperspeed_page(paper):
+def write_hyperspeed_page(study):
     """Measure the curves, and write hyperspeed.md and two plots."""
-    dense = find_models(paper, DENSE)
+    dense = find_models(study, DENSE)
     curves = {}  # {method: {rate: Measured}}
     for rows, field, values in SWEEPS.values():
-        for row in [row for row in rows if find_models(paper, row)][:1]:
+        for row in [row for row in rows if find_models(study, row)][:1]:
             curve = {}
             for value in values:
                 rate = {field: value}
-                curve[f"{field}={value}"] = measure_at_rate(paper, row, rate, dense)
+                curve[f"{field}={value}"] = measure_at_rate(study, row, rate, dense)
             first, *_ = curve.values()
             end = " (untrained selectors)" if first.facts["untrained_selectors"] else ""
             curves[f"{row.name}{end}"] = curve
     level = None
     if dense:
-        right = [paper.evaluate(*model).right.mean() for model in dense]
+        right = [study.evaluate(*model).right.mean() for model in dense]
         level = float(100 * np.mean(right))
     gmacs = {}
     ratios = {}
     for name, curve in curves.items():
         gmacs[name] = [point.facts["gmacs"] for point in curve.values()]
-        if paper.clock:
+        if study.clock:
             ratios[name] = [point.speed["ratio"] for point in curve.values()]
-    means = [means_table(paper, curves, "gmacs", "GMACs an image", gmacs, level)]
-    if paper.clock:
+    means = [means_table(study, curves, "gmacs", "GMACs an image", gmacs, level)]
+    if study.clock:
         axis = "times as fast as dense"
-        means.append(means_table(paper, curves, "speed", axis, ratios, level))
-    paper.write_page(
+        means.append(means_table(study, curves, "speed", axis, ratios, level))
+    study.write_page(
         "hyperspeed",
         "accuracy against speed",
         points_table(curves),
         *means,
         printed_table(),
-        paper.facts({"trained for these rates": "none"}),
+        study.facts({"trained for these rates": "none"}),
     )
 
 
-def measure_at_rate(paper, row, rate, dense):
+def measure_at_rate(study, row, rate, dense):
     """The models of a row, one a seed, with another field of their method."""
     at_rate = []
-    for vit, reduction in find_models(paper, row):
+    for vit, reduction in find_models(study, row):
         method = dataclasses.replace(Reduction.read(reduction).method, **rate)
         at_rate.append((vit, Reduction(method)))
-    return measure_row(paper, row, at_rate, dense)
+    return measure_row(study, row, at_rate, dense)
 
 
 def points_table(curves):
@@ -100,7 +100,7 @@ def mean_height(x, accuracy, low, high):
     return float(np.trapezoid(heights, places) / (high - low))
 
 
-def means_table(paper, curves, axis, name, x, level):
+def means_table(study, curves, axis, name, x, level):
     """A plot over one axis, and a table of mean accuracies over the common range.
 
     Their intervals are by bootstrap over images.
@@ -115,7 +115,7 @@ def means_table(paper, curves, axis, name, x, level):
         accuracies = [point.accuracy for point in curve.values()]
         series[method] = list(zip(x[method], accuracies, strict=True))
     line = None if level is None else ("dense", level)
-    path = paper.out / f"hyperspeed_{axis}.png"
+    path = study.out / f"hyperspeed_{axis}.png"
     plotting.draw_curves(path, name, "accuracy, %", series, level=line)
     # All curves share this range.
     low = max(map(min, x.values()), default=0)

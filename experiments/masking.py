@@ -27,14 +27,14 @@ ROWS += (paper_tables.IMAGEPIECE, paper_tables.IMAGEPIECE_PATCH)
 ROWS += (paper_tables.DENSE_CONV,)
 
 
-def write_masking_page(paper):
+def write_masking_page(study):
     """Measure every model at every number of squares; masking.md and a plot."""
     rights = {}
     for row in ROWS:
-        for vit, reduction in find_models(paper, row)[:1]:
+        for vit, reduction in find_models(study, row)[:1]:
             # Fresh selectors say nothing of the method.
             if "selectors" not in vit.with_reduction(reduction, seed=0).untrained_kinds:
-                measure = functools.partial(measure_rights, paper, (vit, reduction))
+                measure = functools.partial(measure_rights, study, (vit, reduction))
                 rights[row] = [*map(measure, COUNTS)]
     lines = []
     series = {}
@@ -45,13 +45,13 @@ def write_masking_page(paper):
             accuracies = map(intervals.estimate_accuracy, rights[row])
             series[row.name] = list(zip(COUNTS, accuracies, strict=True))
     axes = f"masks of {SIDE} x {SIDE} pixels", "accuracy, %"
-    plotting.draw_curves(paper.out / "masking.png", *axes, series)
+    plotting.draw_curves(study.out / "masking.png", *axes, series)
     head = ["model", "figure", *(f"{count} masks" for count in COUNTS), "mean, masked"]
     squares = f"{SIDE} pixels, mean, anywhere"
     more = {"squares": squares, "mask seeds, in the intervals": len(SEEDS)}
     title = "accuracy behind random masks"
     table = markdown_table(head, lines)
-    paper.write_page("masking", title, table, paper.facts(more))
+    study.write_page("masking", title, table, study.facts(more))
 
 
 def published_lines(row):
@@ -90,14 +90,14 @@ def masked_mean(rights):
     return 100 * np.mean(rights[1:], axis=(0, 1))
 
 
-def measure_rights(paper, model, count):
+def measure_rights(study, model, count):
     """bool [mask seeds, images]; without squares one evaluation stands for all."""
     if count == 0:
-        return [paper.evaluate(*model).right] * len(SEEDS)
+        return [study.evaluate(*model).right] * len(SEEDS)
     rights = []
     for seed in SEEDS:
-        images = cover_images(paper.images, count, seed)
-        rights.append(paper.evaluate(*model, images).right)
+        images = cover_images(study.images, count, seed)
+        rights.append(study.evaluate(*model, images).right)
     return rights
 
 

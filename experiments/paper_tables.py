@@ -109,19 +109,19 @@ class Measured:
         return self.results[0].figures
 
 
-def find_models(paper, row):
+def find_models(study, row):
     """The models of a row, one a seed, as `Models.find` has them."""
-    models = paper.models.find(row.trained or row.reduction, row.stem)
+    models = study.models.find(row.trained or row.reduction, row.stem)
     return [(vit, row.reduction) for vit, _ in models] if row.trained else models
 
 
-def measure_rows(paper, rows):
+def measure_rows(study, rows):
     """Measure the rows of a table, and the dense model.
 
     Returns {name of a row: Measured, or None where there is no such model}.
     Raises InputError where there is not one model.
     """
-    models = {row: find_models(paper, row) for row in dict.fromkeys((DENSE, *rows))}
+    models = {row: find_models(study, row) for row in dict.fromkeys((DENSE, *rows))}
     for vits in models.values():
         for vit, reduction in vits:
             vit.reduced_model(reduction)  # fail before anything is measured
@@ -131,26 +131,26 @@ def measure_rows(paper, rows):
     for row, vits in models.items():
         results[row.name] = None
         if vits:
-            results[row.name] = measure_row(paper, row, vits, models[DENSE])
+            results[row.name] = measure_row(study, row, vits, models[DENSE])
     return results
 
 
-def measure_row(paper, row, models, dense):
+def measure_row(study, row, models, dense):
     """Measure a row's models and the dense ones.
 
     The first dense model stands in for those of other seeds.
     """
     by_seed = {}
     for vit, reduction in dense:
-        by_seed[vit.origin.seed] = paper.evaluate(vit, reduction)
+        by_seed[vit.origin.seed] = study.evaluate(vit, reduction)
     results = []
     bases = []
     for vit, reduction in models:
-        results.append(paper.evaluate(vit, reduction))
+        results.append(study.evaluate(vit, reduction))
         if by_seed:
             bases.append(by_seed.get(vit.origin.seed, next(iter(by_seed.values()))))
     vit, reduction = models[0]
-    speed = paper.speed(vit, reduction)
+    speed = study.speed(vit, reduction)
     return Measured(row, vit, reduction, tuple(results), tuple(bases), speed)
 
 
@@ -217,7 +217,7 @@ def speed_cell(speed):
     return f"{speed['ratio']:.2f} ({low:.2f} to {high:.2f})"
 
 
-def describe_table(paper, results):
+def describe_table(study, results):
     """Images and models of a table, and its missing rows."""
     more = {}
     lacking = [name for name, measured in results.items() if measured is None]
@@ -226,18 +226,18 @@ def describe_table(paper, results):
     measured = [entry for entry in results.values() if entry is not None]
     if any(entry.facts["untrained_selectors"] for entry in measured):
         more["untrained selectors"] = UNTRAINED
-    return paper.facts(more)
+    return study.facts(more)
 
 
-def write_table_page(paper, name):
+def write_table_page(study, name):
     """Measure the rows of one of PAGES, and write its page, NAME.md."""
     title, rows, make_further_table = PAGES[name]
-    results = measure_rows(paper, rows)
+    results = measure_rows(study, rows)
     # DeiT-Ti's figures are published in table 1 alone.
     sizes = ("deit_s", "deit_ti") if name == "table1" else ("deit_s",)
     text = rows_table(rows, results, *published_figures(results, sizes))
     further = make_further_table(results) if make_further_table else ""
-    paper.write_page(name, title, text, describe_table(paper, results), further)
+    study.write_page(name, title, text, describe_table(study, results), further)
 
 
 def published_figures(results, sizes):

@@ -314,7 +314,8 @@ class Study:
         counts = [layer.mlp_tokens for layer in vit.model.plan]
         line = {"gmacs": vit.gmacs, "tokens": counts}
         if cell.model == "deit":
-            return line | compare_logits(outputs["logits"], dense["logits"], self, cell)
+            labels = self.labels[cell.images]
+            return line | compare_logits(outputs["logits"], dense["logits"], labels)
         return line | compare_features(outputs, dense)
 
 
@@ -339,15 +340,15 @@ def compute_logits(vit, pixels):
     return np.concatenate(answers)
 
 
-def compare_logits(logits, dense, images, cell):
+def compare_logits(logits, dense_logits, labels):
     log_probs = special.log_softmax(logits.astype(np.float64), axis=1)
-    dense_log_probs = special.log_softmax(dense.astype(np.float64), axis=1)
+    dense_log_probs = special.log_softmax(dense_logits.astype(np.float64), axis=1)
     kl = np.sum(np.exp(dense_log_probs) * (dense_log_probs - log_probs), axis=1)
     first = logits.argmax(axis=1)
     return {
         "kl": encode_values(kl),
-        "same": encode_bits(first == dense.argmax(axis=1)),
-        "right": encode_bits(first == images.labels[cell.images]),
+        "same": encode_bits(first == dense_logits.argmax(axis=1)),
+        "right": encode_bits(first == labels),
     }
 
 
@@ -594,8 +595,8 @@ def main(doc=__doc__, cells=None):
         if any(word in cell.name for word in args.only):
             named.append(cell)
     with controls.register_methods({"parts": PeaksOfParts}):
-        images = Study(args.assets, args.imagenette)
-        study.measure_cells(named, args.out, {}, images.measure)
+        measure = Study(args.assets, args.imagenette).measure
+        study.measure_cells(named, args.out, {}, measure)
 
 
 if __name__ == "__main__":

@@ -184,13 +184,13 @@ def encode_right_answers(vit, source):
     return encode_bits(right)
 
 
-def right_answers(lines, study, cost):
+def right_answers(lines, first_word, cost):
     """Right answers of both folds' judging photographs, bool, by name.
 
-    study: "readme" or "peaks", the start of the cells' names
+    first_word: "readme" or "peaks", of the cells' names
     Returns "dense", "before" and "after"; None if a fold has no line.
     """
-    names = {fold: f"{study}-{cost}-{fold}" for fold in FOLDS}
+    names = {fold: f"{first_word}-{cost}-{fold}" for fold in FOLDS}
     if not {*names.values()} <= lines.keys():
         return None
     is_judging = np.isin(np.arange(1000), judging_photographs())
@@ -202,11 +202,11 @@ def right_answers(lines, study, cost):
     return {name: np.concatenate(parts[name]) for name in parts}
 
 
-def points_lost(lines, study):
+def points_lost(lines, first_word):
     """Points of accuracy to the dense model, off the shelf and recovered, by cost."""
     points = {}
     for cost in COSTS:
-        if right := right_answers(lines, study, cost):
+        if right := right_answers(lines, first_word, cost):
             lost = paired_difference(right["dense"], right["before"])
             recovered = paired_difference(right["dense"], right["after"])
             points[cost] = (lost, recovered)

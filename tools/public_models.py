@@ -136,15 +136,10 @@ def facts(model):
         arch["pool_include_prefix"] = include
     if not prefix or not arch.get("positions", True):
         arch["prefix_positions"] = True  # without a prefix or positions
-    fields = {
-        "patch_size": patch.kernel_size[0],
-        "embed_dim": width,
-        "depth": len(model.blocks),
-        "num_heads": block.attn.num_heads,
-        "mlp_ratio": hidden / width,
-    }
-    if fields["mlp_ratio"] == 4:
-        del fields["mlp_ratio"]
+    fields = {"patch_size": patch.kernel_size[0], "embed_dim": width}
+    fields |= {"depth": len(model.blocks), "num_heads": block.attn.num_heads}
+    if hidden != 4 * width:  # create_model's default
+        fields["mlp_ratio"] = hidden / width
     return fields | {"arch": {k: v for k, v in arch.items() if v != DEFAULT[k]}}
 
 

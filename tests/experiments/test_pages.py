@@ -86,11 +86,10 @@ def test_ablation_compares_with_the_default(study):
     changed = paper_tables.list_switches("patch")
     with controls.register_methods():
         paper_tables.write_table_page(study, "ablation")
-        expected = {row.name: points(study, row.reduction, default) for row in changed}
-    changes = table_cells(study, "ablation")
-    for row in changed:
-        change = expected[row.name]
-        assert changes[row.name][0].startswith(f"{change:+.1f} [")
+        changes = table_cells(study, "ablation")
+        for row in changed:
+            change = points(study, row.reduction, default)
+            assert changes[row.name][0].startswith(f"{change:+.1f} [")
     assert not set(changes) & {row.name for row in paper_tables.list_switches("conv")}
 
 
@@ -129,14 +128,3 @@ def test_all_methods_get_the_same_squares(study, monkeypatch):
     assert cells[2].startswith(f"{100 * accuracy:.1f} [")
     masked = accuracy - 4 * np.mean(published.MASKS) / IMAGES
     assert cells[-1].startswith(f"{100 * masked:.1f} [")
-
-
-def test_mean_height_equals_many_points():
-    rng = np.random.default_rng(0)
-    x = rng.uniform(0, 1, 7)
-    y = rng.uniform(0, 1, 7)
-    order = np.argsort(x)
-    low = sorted(x)[1] + 0.01
-    high = sorted(x)[5]
-    expected = np.interp(np.linspace(low, high, 200_001), x[order], y[order]).mean()
-    assert hyperspeed.mean_height(x, y, low, high) == pytest.approx(expected, abs=1e-5)

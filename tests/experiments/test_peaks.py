@@ -1,13 +1,11 @@
 """The study of peaks: its judging photographs, controls and figures."""
 
-import types
-
 import jax
 import numpy as np
 import pytest
 
 from experiments import peaks
-from experiments.peaks import Cell, KeepParts
+from experiments.peaks import KeepParts
 from imagepiece_jax.evaluation.result_cache import encode_bits
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction.block_plan import StepCounts
@@ -72,10 +70,7 @@ def test_divergences_by_hand():
     """Probabilities .8 and .2 beside .5 and .5, and equal ones."""
     dense = np.log(np.float32([[0.8, 0.2], [0.5, 0.5]]))
     reduced = np.log(np.float32([[0.5, 0.5], [0.5, 0.5]]))
-    labels = {"photographs": np.array([0, 1])}
-    study = types.SimpleNamespace(labels=labels)
-    cell = Cell("deit", "photographs", "x")
-    line = peaks.compare_logits(reduced, dense, study, cell)
+    line = peaks.compare_logits(reduced, dense, labels=np.array([0, 1]))
     expected = [0.8 * np.log(0.8 / 0.5) + 0.2 * np.log(0.2 / 0.5), 0]
     np.testing.assert_allclose(peaks.decode_values(line["kl"]), expected, atol=1e-4)
     # The first of equal probabilities is class 0.
