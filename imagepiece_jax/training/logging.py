@@ -75,20 +75,17 @@ class MetricWriter(contextlib.ExitStack):
         """
         if self._metrics_file is None:
             return
-        scalars = {name: _as_json_scalar(value) for name, value in metrics.items()}
+        scalars = {}
+        for name, value in metrics.items():
+            scalar = np.asarray(value).item()
+            # JSON has no NaN and no infinity.
+            is_json = not isinstance(scalar, float) or math.isfinite(scalar)
+            scalars[name] = scalar if is_json else None
         line = {"kind": kind, "step": int(step), **scalars}
         self._metrics_file.write(json.dumps(line, allow_nan=False) + "\n")
         for name, value in scalars.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"{kind}/{name}", value, int(step))
-
-
-def _as_json_scalar(value):
-    scalar = np.asarray(value).item()
-    # JSON has no NaN and no infinity.
-    if isinstance(scalar, float) and not np.isfinite(scalar):
-        return None
-    return scalar
 
 
 def print_line(line: str) -> None:
