@@ -55,8 +55,12 @@ def program_bytes(program: jax.stages.Compiled) -> int | None:
     if memory is None:
         return None
     # An output in a donated argument's memory counts once.
-    output_bytes = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + output_bytes
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
 
 
 def library_versions() -> dict[str, str]:
