@@ -106,9 +106,8 @@ class OutputComparison:
         arrays = {"outputs": outputs.logits}
         if "class_tokens" in self.term_weights:
             # The class token is the first of a block's tokens, [B, tokens, D].
-            class_tokens = [state.x[:, 0] for state in outputs.states]
-            class_tokens = [token.astype(jnp.float32) for token in class_tokens]
-            arrays["class_tokens"] = jnp.stack(class_tokens, axis=1)
+            per_block = [state.x[:, 0].astype(jnp.float32) for state in outputs.states]
+            arrays["class_tokens"] = jnp.stack(per_block, axis=1)
         if "patches" in self.term_weights:
             tokens = outputs.tokens[:, model.config.arch.prefix :]
             # After the last block; None if no block reduces: patch n is token n.
