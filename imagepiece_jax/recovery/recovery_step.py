@@ -82,15 +82,13 @@ class DenseTeacher:
             images = self.normalize_pixels(pixels)
             return self.comparison.compute_outputs(self.model, variables, images)
 
-        self._target_program = parallel.pmap(
-            compute_outputs, program_name="dense model"
-        )
+        self._program = parallel.pmap(compute_outputs, program_name="dense model")
 
     def pair_outputs(self, batches: Iterable[dict[str, np.ndarray]]) -> list[tuple]:
         """Pair all `read_image_batches` with the teacher's outputs."""
         pairs = []
         for batch in batches:
-            pairs.append((batch, self._target_program(self.variables, batch["image"])))
+            pairs.append((batch, self._program(self.variables, batch["image"])))
         return pairs
 
     def normalize_pixels(self, pixels: PixelImages) -> NormalizedImages:
@@ -125,9 +123,8 @@ class StudentFit:
 
     def reset_state(self) -> None:
         """Reset the state to the first step's."""
-        trained_params = trained_part(
-            self.student.variables["params"], self.recipe.parameters
-        )
+        params = self.student.variables["params"]
+        trained_params = trained_part(params, self.recipe.parameters)
         # One program makes all zeros: without `jit` every shape compiles its own.
         moments = jax.jit(self.adam.init)(jax.device_put(trained_params))
         self.state = parallel.replicate(FitState(trained_params, moments))

@@ -96,10 +96,7 @@ def test_only_the_given_classes_compete():
 
 
 def test_metrics_of_two_batches_by_hand():
-    """Batches have images 3, 1 and 0, then 5 and 4. Image 0 is masked, and gives NaN.
-
-    Per-image metrics are in the set's order.
-    """
+    """Images 3, 1 and 0, then 5 and 4. Image 0 is masked, and gives NaN."""
     first = batch_of([0, 1, 2], [0, 0, 0], [1, 1, 0]) | {"index": np.array([[3, 1, 0]])}
     second = batch_of([1, 0], [6, 4]) | {"index": np.array([[5, 4]])}
     result = evaluate(TABLE, [first, second])
@@ -114,7 +111,6 @@ def test_metrics_of_two_batches_by_hand():
 
 
 def test_draws_depend_on_the_index_and_not_on_the_batch(traced_once):
-    """Twelve copies of one image differ only by random draws."""
     model = tiny_vit.model("random:keep_rate=0.5:blocks=(0,)", depth=2)
     variables = parallel.replicate(tiny_vit.variables(model))
     image = np.random.default_rng(0).integers(0, 256, (1, 1, 20, 20, 3), np.uint8)

@@ -16,7 +16,6 @@ pytestmark = pytest.mark.usefixtures("evaluations_compiled_once")
 
 
 def test_comparisons_equal_slow_counts():
-    """Rows against dense, and reductions against smaller images."""
     rng = np.random.default_rng(0)
     shares = {"dense": 0.8, "a": 0.7, "b": 0.75, "small": 0.6}
     is_right = {}

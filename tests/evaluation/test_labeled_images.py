@@ -41,7 +41,6 @@ def test_unlabeled_images_are_refused_unless_allowed(tmp_path, vit):
 
 
 def test_an_encoder_reads_no_labels(tmp_path):
-    """For any classes; the val split is taken, like with labels."""
     write_plain(tmp_path, "train/ant/a.png", "val/ant/b.png", "val/bee/deep/c.png")
     source = open_labeled_images(ENCODER, f"{tmp_path}", need_labels=False).source
     names = [source.image_name(index)[-9:] for index in range(len(source))]

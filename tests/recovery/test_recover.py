@@ -54,10 +54,10 @@ def test_the_report_has_metrics_of_held_out_images(vit, better):
     before, after = (oracles.kl(dense, row) for row in logits)
     assert [step for step, _ in report.curve] == [0, 4, 40]
     means = [value for _, value in report.curve]
-    assert means[0] == report.before == report.off_the_shelf
-    assert means[-1] == report.after
-    assert report.before == pytest.approx(before.mean(), rel=1e-4)
-    assert report.after == pytest.approx(after.mean(), rel=1e-4)
+    assert (means[0], means[-1]) == (report.before, report.after)
+    assert report.before == report.off_the_shelf
+    expected = [before.mean(), after.mean()]
+    assert [report.before, report.after] == pytest.approx(expected, rel=1e-4)
     agreement = [100 * np.mean(row.argmax(-1) == dense.argmax(-1)) for row in logits]
     assert report.agreement == pytest.approx(agreement)
 
@@ -74,9 +74,9 @@ def test_the_interval_counts_runs_of_neighbors(vit, monkeypatch):
 
 
 def test_equal_seeds_give_equal_bits(vit):
-    first, second, other = (run_recovery(vit, seed=seed) for seed in (0, 0, 1))
-    chex.assert_trees_all_equal(first.variables, second.variables)
-    curves = [x.recovery.variants[0].curve for x in (first, second, other)]
+    models = [run_recovery(vit, seed=seed) for seed in (0, 0, 1)]
+    chex.assert_trees_all_equal(models[0].variables, models[1].variables)
+    curves = [model.recovery.variants[0].curve for model in models]
     assert curves[0] == curves[1] != curves[2]
 
 
@@ -176,7 +176,6 @@ def test_a_model_without_finite_outputs_is_refused():
 
 
 def test_a_recovered_model_knows_its_learned_images(vit, tmp_path):
-    """A second recovery with more images holds out none that trained the first."""
     images = noise(80)
     first = run_recovery(vit, images[:48])
     (once,) = first.recovery.variants
@@ -249,7 +248,6 @@ def test_ctrl_c_before_anything_is_better_leaves_the_weights(vit, monkeypatch, c
 
 @pytest.mark.parametrize("step", [14, 6])
 def test_ctrl_c_keeps_finished_costs(public, monkeypatch, caplog, step):
-    """Ctrl-C comes in the second or the first cost, and no cost follows."""
     train_step = recovery_step.StudentFit.train_step
 
     def train_first_cost(self, pixels, lr):

@@ -21,7 +21,6 @@ CHANGED = [*LEMMAS[:388], "my cat", *LEMMAS[389:]]
     "names, is_imagenet", [(SYNSETS, True), (ON_THE_HUB, True), (CHANGED, False)]
 )
 def test_imagenets_label_maps_get_short_names(names, is_imagenet):
-    """In both libraries' forms. With one changed class the file's names stay."""
     expected = class_names.imagenet_names() if is_imagenet else tuple(names)
     labels = {"id2label": {str(i): name for i, name in enumerate(names)}}
     described = parse_config(CLASSIFIER | labels, SQUARE_IMAGES)

@@ -80,10 +80,9 @@ def test_a_file_needs_a_public_name_or_a_config(file, tmp_path):
     with refused(f"folder {file.parent} does not name its model"):
         imagepiece_jax.load(file.parent)
     assert imagepiece_jax.load(file.parent, config=CONFIG).model == MODEL
-    several = tmp_path / f"{SEVERAL}.npz"
-    several.touch()
+    (tmp_path / f"{SEVERAL}.npz").touch()
     with refused(f"'{SEVERAL}' is several different models", TAGS):
-        imagepiece_jax.load(several)
+        imagepiece_jax.load(tmp_path / f"{SEVERAL}.npz")
     with refused("config is 'deit_tinny', no model name", "did you mean"):
         imagepiece_jax.load(file, config="deit_tinny")
     with refused("class_names"):
@@ -100,7 +99,6 @@ def test_a_config_may_be_given_as_object_name_or_file(file, saved, variables):
 
 
 def test_a_given_config_has_tensors_sizes(saved, file, variables, tmp_path):
-    """Also in a folder whose config.json describes another model."""
     folder = shutil.copytree(saved, tmp_path / "m")
     timm_model = {"architecture": "vit_tiny_patch16_224", "num_classes": 3}
     timm_model["pretrained_cfg"] = {"input_size": [3, 8, 8], "mean": HALF, "std": HALF}
@@ -144,12 +142,11 @@ def test_a_folders_damaged_config_is_named(tmp_path):
 def test_a_named_config_file_is_read(saved, tmp_path):
     shutil.copy(saved / "config.json", tmp_path)
     (tmp_path / "open_clip_config.json").write_text("{}")
-    assert imagepiece_jax.read_config(tmp_path / "config.json") == CONFIG
-    with refused("open_clip_config.json"):
-        imagepiece_jax.read_config(tmp_path / "open_clip_config.json")
     (tmp_path / "w.npz").touch()
-    with refused(tmp_path / "w.npz", "config.json"):
-        imagepiece_jax.read_config(tmp_path / "w.npz")
+    assert imagepiece_jax.read_config(tmp_path / "config.json") == CONFIG
+    for name, named in (("open_clip_config.json", ""), ("w.npz", "has a config.json")):
+        with refused(name, named):
+            imagepiece_jax.read_config(tmp_path / name)
 
 
 def save_run(folder, **fields):
@@ -219,7 +216,6 @@ def test_a_state_dict_in_memory_loads_like_its_file(variables):
 
 
 def test_a_run_loads_its_trained_reduction(tmp_path):
-    """Results are labeled by it; proportional attention belongs to it."""
     given = small_runs.quickstart_config().reduction
     save_run(tmp_path)
     vit = imagepiece_jax.load(tmp_path)

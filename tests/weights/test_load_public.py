@@ -83,16 +83,14 @@ DROPPING = f"--reduction=evit:fuse_token=False:counts={COUNTS}"
     "words, right, gmacs", [((), 168, 1.254), ((DROPPING,), 159, 0.754)]
 )
 def test_accuracy_on_200_images_is_other_codes(assets, tmp_path, words, right, gmacs):
-    """timm's, and with dropped tokens that of independent code.
-
-    Of timm's, 193 are among five; a logit change of .016 would change no answer.
-    """
+    # timm's (with 193 among five), and with dropped tokens that of independent code. A
+    # logit change of .016 would change no answer of timm's.
     data = assets / "data/nips2017_224_jpg/labels.csv"
     out = tmp_path / "out.json"
     words += (assets / f"{WEIGHTS}.npz", f"csv:{data}", "--json", out, "--crop=1")
     words += ("--dtype=float32", "--batch-size=40", "--workers=0", "--limit=200")
-    evaluate = ("-m", "imagepiece_jax", "evaluate", *words)
-    start(*evaluate, imported=True, timeout=600, XLA_FLAGS="").ok()
+    command = ("-m", "imagepiece_jax", "evaluate", *words)
+    start(*command, imported=True, timeout=600, XLA_FLAGS="").ok()
     result = json.loads(out.read_text())
     assert result["images"] == 200
     assert result["acc1"] == pytest.approx(100 * right / 200)

@@ -64,7 +64,6 @@ def test_a_towers_head_needs_its_problem_type():
 
 
 def test_wrappers_and_vits_pooler_are_left_out():
-    """In any order and number, and inside names, beside a classifier."""
     tensors = read_fixture("transformers_vit")[0]
     wrapped = "_orig_mod.module.net"
     block = ".layer.0._fsdp_wrapped_module._checkpoint_wrapped_module."
@@ -93,7 +92,6 @@ def test_the_config_places_the_pooled_vectors_norm():
 
 @pytest.mark.parametrize("part", ["pos_embed", "blocks.1.attn.qkv.bias"])
 def test_a_nonfinite_value_is_an_error_at_load(part):
-    """Also in positions, which loading resizes."""
     tensors, config, _, _ = read_fixture("dinov2_registers")
     damaged = tensors[part].astype(np.float32)
     damaged.reshape(-1)[-1] = np.nan

@@ -132,7 +132,6 @@ CONFIG = "imagepiece_jax.config"
     ],
 )
 def test_a_changed_config_is_refused(changed, value, message):
-    """Also where its image fields contradict each other."""
     reduction = "evit:keep_rate=0.5:blocks=(1,)"
     config = describe_model("vit_tiny_patch16_224", reduction=reduction, num_classes=7)
     *groups, last = changed.split(".")
@@ -156,7 +155,6 @@ def recover(seed):
     "make_other, name", [(learned, "selectors"), (recover, "recovered")]
 )
 def test_files_of_two_models_are_refused(tmp_path, make_other, name):
-    """Whichever file was copied, also beside a model without learned parts."""
     learned_file = f"{name}.safetensors"
     other = imagepiece_jax.save(make_other(2), tmp_path / "other")
     first = imagepiece_jax.save(make_other(1), tmp_path / "first")

@@ -89,7 +89,6 @@ def test_pth_files_keep_their_types(tmp_path):
 
 
 def test_pth_views_share_one_storage(tmp_path):
-    """Transposed, sliced, scalar and empty views; parameters are their tensors."""
     flat = np.arange(12, dtype="<f4")
     content = mapping(
         transposed=tensor("0", 12, (4, 3), (1, 4)),
@@ -172,7 +171,6 @@ def first_values(path, model_key=None):
 
 
 def test_one_of_several_models_is_chosen_by_its_key(tmp_path):
-    """Beside the script's arguments, which may have the key "model"."""
     values = {"student": 1, "teacher": 2, "model_ema": 3}
     content = {"model": NAMESPACE + mapping(lr=integer(3)) + b"b", "epoch": integer(3)}
     content["dino_loss"] = mapping(center=tensor("student", 2, (2,), (1,)))

@@ -48,7 +48,6 @@ def test_a_changed_models_tag_is_ignored(changes, arguments, tag):
 
 
 def test_timms_labels_are_parsed():
-    """By number, of which some may be missing, or in order with descriptions."""
     numbered = timm_file(num_classes=3, label_names={"0": "a", "2": "c"})
     assert parse_config(numbered, {}).class_names == ("a", None, "c")
     described = {"label_names": ["n1", "n2"], "label_descriptions": {"n2": "cat"}}
@@ -64,7 +63,6 @@ def test_default_arguments_change_no_part(name):
 
 
 def test_names_before_timm_0_9_are_known():
-    """In the older form, without grouped fields."""
     file = {"num_classes": 3, "input_size": [3, 224, 224], **HALF_PIXELS}
     file["architecture"] = "vit_small_patch16_224_dino"
     config = parse_config(file, {}).config
