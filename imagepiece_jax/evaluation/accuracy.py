@@ -195,10 +195,8 @@ def evaluate_models(
         last_batch = index_and_mask, results
     add_last_batch()
     seconds = time.perf_counter() - start_time
-    return [
-        model_pass.make_result(num_untimed_images, seconds)
-        for model_pass in model_passes
-    ]
+    timing = num_untimed_images, seconds
+    return [model_pass.make_result(*timing) for model_pass in model_passes]
 
 
 class _ModelPass:

@@ -1,7 +1,6 @@
 """Labeled images to evaluate a trained model on."""
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -173,45 +172,39 @@ def open_labeled_images(
     )
     source = whole_source.evenly_spaced(read_options.limit)
     check_classes(trained_model.class_names, title, source.class_names, data_name)
-    for note in _list_notes(data_name, whole_source, source):
-        notes.info(f"note: {note}")
+    _log_notes(data_name, whole_source, source)
     preprocessing = trained_model.config.preprocessing
     return LabeledImages(data_name, source, preprocessing, read_options)
 
 
 def _open_source(trained_model, data_name, data_dir, need_labels):
     """Open a model's images; without labels if these are neither there nor needed."""
-    open_images = functools.partial(
-        registry.open_source, data_name, "val", data_dir=data_dir
-    )
+    options = {"data_dir": data_dir, "num_classes": trained_model.config.num_classes}
+    options["class_names"] = trained_model.class_names
     if need_labels or trained_model.config.head.is_single_label:
-        num_classes = trained_model.config.num_classes
-        class_names = trained_model.class_names
         try:
-            return open_images(num_classes=num_classes, class_names=class_names)
+            return registry.open_source(data_name, "val", **options)
         except NoLabels as error:
             if need_labels:
                 raise NoLabels(f"{error}; `compare` needs no labels") from error
-    return open_images(labeled=False)
+    return registry.open_source(data_name, "val", data_dir=data_dir, labeled=False)
 
 
-def _list_notes(data_name, whole_source, source):
+def _log_notes(data_name, whole_source, source):
     """Note facts about labels in `source`, a part of `whole_source`."""
-    note_texts = []
     if source.split:
-        note_texts.append(f"images are from the split {source.split} of {data_name}")
+        notes.info(f"note: images are from the split {source.split} of {data_name}")
     if source.subset_record:
         count = f"{len(source)} evenly spaced images of {len(whole_source)}"
-        note_texts.append(f"{count} are used")
+        notes.info(f"note: {count} are used")
     # A source without a list of labels counts as having them all.
     num_present = source.num_classes
     if source.labels is not None:
         num_present = len({*source.labels.tolist()})
     if num_present < source.num_classes:
         choice = f"the model chooses among all {source.num_classes:,} classes"
-        note_texts.append(f"{num_present:,} have images, and {choice}")
+        notes.info(f"note: {num_present:,} have images, and {choice}")
     if data_name.startswith("csv:") and whole_source.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
         lowest = f"the lowest label of {data_name} is 1"
-        note_texts.append(f"{lowest}, but labels count from 0")
-    return note_texts
+        notes.info(f"note: {lowest}, but labels count from 0")

@@ -192,8 +192,7 @@ def shrink_images(side: int, images: jax.Array, *_ignored: Any) -> jax.Array:
 
 def name_use(pretrained: Pretrained, reduction: ReductionLike) -> str:
     """Name results with `reduction`: "as trained" or "off-the-shelf"."""
-    reduced_model = pretrained.reduced_model(reduction)
-    is_same = reduced_model.reduction == pretrained.reduction
+    is_same = pretrained.reduced_model(reduction).reduction == pretrained.reduction
     return "as trained" if is_same else "off-the-shelf"
 
 

@@ -28,7 +28,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.models import recovery_record
 from imagepiece_jax.models.pretrained import Pretrained, check_loaded
 from imagepiece_jax.recovery import recovery_images, recovery_step
-from imagepiece_jax.recovery.recovery_images import split_images
+from imagepiece_jax.recovery.recovery_images import read_image_batches, split_images
 from imagepiece_jax.reduction.reduction import DENSE_REDUCTION
 
 # Costs at which a dense model is recovered, as shares of its MACs. With one set of
@@ -95,9 +95,8 @@ def recover(
     earlier_variants = filter(None, [student.recovered_variant for student in students])
     learned_digests = "".join(variant.learned for variant in earlier_variants)
     image_split = split_images(as_source(images), batch_size, learned_digests)
-    batches = recovery_images.read_image_batches(
-        image_split.held_out, vit.preprocessing, batch_size
-    )
+    held_out = image_split.held_out
+    batches = read_image_batches(held_out, vit.preprocessing, batch_size)
     # Steps, or seconds, of one cost.
     budget = recipe.steps if minutes is None else 60 * minutes / len(students)
     variants = []
@@ -108,9 +107,8 @@ def recover(
         progress = None
         for student_number, student in enumerate(students):
             fit = recovery_step.StudentFit(student, recipe, teacher)
-            is_timed = minutes is not None
             training = StudentTraining(
-                fit, image_split, held_out_pairs, budget, is_timed
+                fit, image_split, held_out_pairs, budget, is_timed=minutes is not None
             )
             training.measure_and_compile()
             if progress is None:  # after compiling, for true step times
@@ -149,8 +147,8 @@ def make_recipe(
 def check_recoverable(pretrained: Pretrained) -> None:
     """Raise InputError for a model that `recover` does not take."""
     check_loaded(pretrained)
-    reduction = pretrained.reduction
     # A dense model may name proportional attention, which changes nothing.
+    reduction = pretrained.reduction
     names_method = reduction is not None and reduction.name != DENSE_REDUCTION.name
     title = f"reduction {pretrained.typed_reduction}"
     if pretrained.model.has_selectors:
@@ -194,7 +192,6 @@ class StudentTraining:
         self.curve = []  # (training step, mean distance)
         self.trained_params = None  # last weights; None: not better than the start
         self.metrics_before: RunMetrics = {}  # by `measure_and_compile`
-        self.metrics_after = self.off_the_shelf_metrics = self.metrics_before
 
     def make_crops(self, steps: int) -> Batches:
         """Batches of random crops for `steps` steps."""
@@ -251,8 +248,7 @@ class StudentTraining:
             self.budget -= self.spent_budget
         self.spent_budget = 0.0
         step_start = time.monotonic()  # reading a batch is part of its step
-        crops = self.make_crops(num_steps)
-        reader = crops.read_batches(recovery_images.DECODE_THREADS)
+        reader = self.make_crops(num_steps).read_batches(recovery_images.DECODE_THREADS)
         with contextlib.closing(reader):
             for batch in reader:
                 # The learning rate at the middle of the step.
@@ -309,14 +305,17 @@ class StudentTraining:
         recipe = self.fit.recipe
         distances = self.metrics_after["distance"], self.metrics_before["distance"]
         distance_change = mean_difference(*distances)
+        all_metrics = (self.metrics_before, self.metrics_after)
+        agreements = [
+            100 * mean_metric(metrics, "agreement") for metrics in all_metrics
+        ]
         learned_values = {}
         learned_digests = self.image_split.digests
         if student.recovered_variant:  # it started from the values of its last recovery
-            learned_values = student.recovered_variant.values
+            learned_values |= student.recovered_variant.values
             learned_digests = student.recovered_variant.learned + learned_digests
         if self.trained_params is not None:
-            trained_values = recovery_record.flatten_params(self.trained_params)
-            learned_values = {**learned_values, **trained_values}
+            learned_values |= recovery_record.flatten_params(self.trained_params)
         return recovery_record.RecoveredVariant(
             reduction=student.reduction or DENSE_REDUCTION,
             images=len(self.image_split.training),
@@ -331,10 +330,7 @@ class StudentTraining:
             before=mean_metric(self.metrics_before),
             after=mean_metric(self.metrics_after),
             interval=(distance_change.low, distance_change.high),
-            agreement=(
-                100 * mean_metric(self.metrics_before, "agreement"),
-                100 * mean_metric(self.metrics_after, "agreement"),
-            ),
+            agreement=(agreements[0], agreements[1]),
             lr=self.lr,
             curve=tuple(self.curve),
             stopped=bool(self.stop_signals),

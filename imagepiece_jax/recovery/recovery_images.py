@@ -53,8 +53,8 @@ def split_images(
     """
     sample = source.evenly_spaced(MAX_IMAGES)
     if sample is not source:
-        counts_text = f"{len(sample):,} of the {len(source):,} images"
-        log.warning("%s are taken, evenly spaced", counts_text)
+        count = f"{len(sample):,} of the {len(source):,} images"
+        log.warning("%s are taken, evenly spaced", count)
     index_by_digest = read_digests(sample)
     digests = np.array([*index_by_digest])
     num_images = len(digests)
@@ -121,9 +121,8 @@ def read_image_batches(
 ) -> list[dict[str, Any]]:
     """All images, in batches.
 
-    A batch has "image", uint8 [devices, m, H, W, 3], "mask" and "index", [devices, m].
-    The mask is False for padding and unreadable images; "index" is the image's place in
-    the source.
+    A batch has "image", uint8 [devices, m, H, W, 3], "mask", False for padding and
+    unreadable images, and "index", the place in the source; both are [devices, m].
     Raises InputError for an image that does not fit.
     """
     batches = Batches(

@@ -162,7 +162,7 @@ class StudentFit:
         if is_dense:
             variables = self.teacher.variables
             trained_params = trained_part(variables["params"], self.recipe.parameters)
-        arrays_by_name = {}
+        rows_by_name = {}
         for batch, targets in held_out_pairs:
             batch_metrics = self._metrics_program(
                 trained_params, variables, batch["image"], targets
@@ -171,12 +171,11 @@ class StudentFit:
             batch_arrays["index"] = batch["index"]
             is_image = batch["mask"]  # False: padding, or unreadable
             for name, array in batch_arrays.items():
-                arrays_by_name.setdefault(name, []).append(array[is_image])
+                rows_by_name.setdefault(name, []).append(array[is_image])
         # Sorted, so that the order does not depend on the number of devices.
-        order = np.argsort(np.concatenate(arrays_by_name["index"]))
+        order = np.argsort(np.concatenate(rows_by_name["index"]))
         return {
-            name: np.concatenate(arrays)[order]
-            for name, arrays in arrays_by_name.items()
+            name: np.concatenate(rows_by_name[name])[order] for name in rows_by_name
         }
 
     def _train_step(self, state, variables, teacher_variables, pixels, lr):

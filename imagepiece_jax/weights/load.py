@@ -201,10 +201,8 @@ def read_tensors(
         variant_tensors = learned_tensors.get(folder_files.RECOVERED_FILE, {})
         if learned_tensors and description.digest is not None:
             if description.digest != variables_digest([tensors, variant_tensors]):
-                file_names = " or ".join(learned_tensors)
-                raise InputError(
-                    f"{location.origin.title}: {file_names} belongs to other weights"
-                )
+                subject = f"{location.origin.title}: {' or '.join(learned_tensors)}"
+                raise InputError(f"{subject} belongs to other weights")
     description = _correct_description(description, tensors, location.origin.title)
     config = description.config
     recovery = description.recovery

@@ -74,10 +74,8 @@ class Naming:
 
 
 def _look_up_name(name, template_by_pattern):
-    """Translate a tensor's or module's name; None if no pattern fits it.
-
-    "." in a pattern matches only a dot, and a tensor's last name, the leaf, stays.
-    """
+    """Translate a tensor's or module's name; None if no pattern fits it."""
+    # "." in a pattern matches only a dot. A tensor's leaf, such as .weight, stays.
     for pattern, template in template_by_pattern.items():
         name_pattern = rf"(?:{pattern})(?P<leaf>.\w+)?".replace(".", r"\.")
         if match := re.fullmatch(name_pattern, name):
@@ -343,8 +341,7 @@ def _rename_tensors(state_dict, timm_names):
 
 def _check_num_heads(renamed_tensors, config):
     # Only Flax kernels, [D, heads, d], show the number of heads. With another number
-    # the shapes would fit, and the logits would silently be wrong. np.zeros(0) stands
-    # for no kernel.
+    # the shapes would fit, and the logits would silently be wrong.
     query_kernel = renamed_tensors.get("blocks.0.attn.q.kernel", np.zeros(0))
     if query_kernel.ndim == 3 and query_kernel.shape[1] != config.num_heads:
         heads = f"its tensors are of {query_kernel.shape[1]} heads"

@@ -54,9 +54,10 @@ def parse_open_clip(config_fields: JsonFields) -> ViTConfig:
         elif field not in (*VISION_DEFAULTS, *IDLE_VISION_FIELDS):
             raise InputError(f"{field_path} is {value!r}, which is not supported")
     vision_fields = VISION_DEFAULTS | vision_cfg
-    preprocess_cfg = config_fields.get("preprocess_cfg") or {}
     image_size = replace_lists(vision_fields["image_size"])
-    image_fields = _parse_preprocess_cfg(preprocess_cfg, image_size)
+    image_fields = _parse_preprocess_cfg(
+        config_fields.get("preprocess_cfg"), image_size
+    )
     if vision_fields["timm_model_name"]:
         return _build_timm_config(vision_fields, model_cfg, image_fields)
     return _build_tower_config(vision_fields, model_cfg, image_fields)
@@ -64,6 +65,7 @@ def parse_open_clip(config_fields: JsonFields) -> ViTConfig:
 
 def _parse_preprocess_cfg(preprocess_cfg, image_size):
     """Translate preprocess_cfg into a ViTConfig's mean, std and preprocessing."""
+    preprocess_cfg = preprocess_cfg or {}  # OpenCLIP's defaults
     resize_mode = preprocess_cfg.get("resize_mode", "shortest")
     interpolation = preprocess_cfg.get("interpolation", "bicubic")
     check_choice("preprocess_cfg.resize_mode", resize_mode, CROP_MODE_OF_RESIZE)

@@ -90,9 +90,8 @@ def parse_timm(config_fields: JsonFields) -> dict[str, Any]:
         file_fields["num_classes"] = num_classes
     config = registry.build_config(architecture, **{"num_classes": 0, **file_fields})
     if tag:
-        config = _prefer_public_config(
-            f"{architecture}.{tag}", config, num_classes, arguments
-        )
+        public_name = f"{architecture}.{tag}"
+        config = _prefer_public_config(public_name, config, num_classes, arguments)
     if tag in SWIGLU_TAGS:
         config = config.with_arch(mlp="swiglu")
     config = apply_model_args(config, arguments)
