@@ -24,10 +24,10 @@ def short_model(name, arch=None):
     reduction = tiny_vit.small_reduction(name)
     if name in ("mctf", "token_pooling"):  # they begin at the second block
         return tiny_vit.model(reduction, depth=3, arch=arch)
-    for field, value in TWO_BLOCK_FIELDS.items():
-        if f":{field}=" in reduction:
-            reduction = tiny_vit.with_fields(reduction, **{field: value})
-    return tiny_vit.model(reduction, depth=2, arch=arch)
+    # All at once: DiffRate compares its two lists.
+    typed = [field for field in TWO_BLOCK_FIELDS if f":{field}=" in reduction]
+    fields = {field: TWO_BLOCK_FIELDS[field] for field in typed}
+    return tiny_vit.model(tiny_vit.with_fields(reduction, **fields), depth=2, arch=arch)
 
 
 # One public model of each architecture, and of each form of rotary positions.
