@@ -31,7 +31,7 @@ def test_published_tokens_and_macs(row):
     with controls.register_methods():  # imagepiece_later belongs to a study
         model = create_model(config, row["reduction"])
     for name in ("attn", "mlp"):
-        tokens = [getattr(layer, f"{name}_tokens") for layer in model.plan]
+        tokens = [getattr(plan, f"{name}_tokens") for plan in model.plan]
         assert row.get(name, tokens) == tokens
     macs = model_macs(model)
     assert macs == pytest.approx(row["macs"], rel=row.get("rel", 0))

@@ -120,8 +120,8 @@ def test_attention_uses_the_tokens_coordinates(family, reduction):
     decisions = list(zip(out.results, out.reducer_inputs, strict=True))
     groups = [[p] for p in range(GRID**2)]
     places = grid
-    for block, layer in enumerate(model.plan):
-        site = layer.step.site if layer.counts else None
+    for block, plan in enumerate(model.plan):
+        site = plan.step.site if plan.counts else None
         if site == "pre":
             groups, places = move_groups(*decisions.pop(0), groups, places, grid)
         attention = values["intermediates"][f"blocks_{block}"]["attn"]

@@ -207,8 +207,7 @@ def test_post_norms_end_the_branches():
 def test_without_a_pool_logits_are_all_tokens():
     model = tiny_vit.model(tiny_vit.EVIT, arch={"pool": "none"}, num_classes=0)
     out = tiny_vit.compiled(model.apply)(tiny_vit.variables(model), tiny_vit.images())
-    tokens = model.plan[-1].mlp_tokens
-    assert out.logits.shape == (len(tiny_vit.images()), tokens, tiny_vit.WIDTH)
+    chex.assert_shape(out.logits, (..., model.plan[-1].mlp_tokens, tiny_vit.WIDTH))
     np.testing.assert_array_equal(out.logits, out.tokens)
     np.testing.assert_array_equal(out.pooled, out.tokens)
 
@@ -220,8 +219,7 @@ def test_the_head_reads_the_mean_of_remaining_patches(reduction):
     variables = tiny_vit.variables(model)
     out = tiny_vit.compiled(model.apply)(variables, tiny_vit.images())
     slots = jnp.asarray(tiny_vit.final_slots(out))
-    patch_tokens = np.asarray(gather_tokens(jnp.asarray(out.tokens), slots))
-    mean = patch_tokens.mean(axis=1)
+    mean = np.asarray(gather_tokens(jnp.asarray(out.tokens), slots)).mean(axis=1)
     assert np.abs(mean - out.tokens.mean(axis=1)).max() > 0.001
     head = variables["params"]["head"]
     logits = mean @ head["kernel"] + head["bias"]

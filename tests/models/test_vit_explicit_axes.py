@@ -37,10 +37,9 @@ def place_variables(variables, mesh, whole=True):
     """Place variables whole on both devices, or halve their even last axes."""
 
     def put(leaf):
-        axes = [None] * leaf.ndim
-        if not whole and leaf.shape[-1] % 2 == 0:
-            axes[-1] = "data"
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
+        last = "data" if not whole and leaf.shape[-1] % 2 == 0 else None
+        spec = PartitionSpec(*[None] * (leaf.ndim - 1), last)
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
 
     return jax.tree.map(put, variables)
 
@@ -124,11 +123,10 @@ def test_entry_points_compute_alike_under_the_callers_mesh(mesh, tmp_path):
     digits = tiny_vit.pretrained("tome:r=3", depth=1, num_classes=10, image_size=16)
 
     def compute(file):
-        return (
-            imagepiece_jax.optimize(vit, 4, pixels=True)(noise(3, 20, 20)),
-            imagepiece_jax.evaluate(digits, "digits", limit=16, workers=0)["loss"],
-            imagepiece_jax.export(vit, tmp_path / file).stat().st_size,
-        )
+        logits = imagepiece_jax.optimize(vit, 4, pixels=True)(noise(3, 20, 20))
+        report = imagepiece_jax.evaluate(digits, "digits", limit=16, workers=0)
+        file = imagepiece_jax.export(vit, tmp_path / file)
+        return logits, report["loss"], file.stat().st_size
 
     expected = compute("without.onnx")
     with jax.set_mesh(mesh):

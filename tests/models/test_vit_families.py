@@ -104,7 +104,7 @@ def test_every_method_runs_on_every_family(name, family):
     assert out.logits.shape == (2, tiny_vit.CLASSES)
     assert out.tokens.shape == out.state.x.shape == (2, left, tiny_vit.WIDTH)
     assert out.state.size.shape == (2, model.plan[-1].mlp_tokens) == (2, left)
-    counts = [layer.counts for layer in model.plan if layer.counts]
+    counts = [plan.counts for plan in model.plan if plan.counts]
     for inputs, count in zip(out.reducer_inputs, counts, strict=True):
         assert inputs.x.shape == (2, count.n_in, tiny_vit.WIDTH)  # image tokens alone
 

@@ -58,7 +58,7 @@ def test_no_sort_scatter_or_attention_matrix(monkeypatch, name, train):
     """Training does not mask here, and no option reads columns of the weights."""
     traced_programs.replace_core(monkeypatch)
     model = tiny_vit.model(SMALL[name], stem="conv" if name == "none" else "patch")
-    assert name == "none" or any(layer.counts for layer in model.plan)
+    assert name == "none" or any(plan.counts for plan in model.plan)
     found = traced_programs.unwanted_operations(model, train=train)
     assert bool(found) == (name in EXPECTED), found
     assert all(line.startswith(EXPECTED[name]) for line in found), found
