@@ -70,7 +70,7 @@ def read_json(path: AnyPath) -> dict[str, Any]:
 def read_json_lines(path: AnyPath) -> list:
     """Read the values in a file of JSON lines; [] without a file.
 
-    A kill, or a full disk, may have cut a line: it is left out.
+    A kill, or a full disk, may cut a line inside a character: it is left out.
     """
     values = []
     with contextlib.suppress(FileNotFoundError):

@@ -181,6 +181,7 @@ class Batches:
         # New arrays every time, because JAX on CPUs may use their memory directly.
         batch = self.allocate_batch()
         for field, array in batch.items():
+            # A view without the axes of devices and micro-batches.
             flat_array = array.reshape(-1, *array.shape[len(self._batch_shape) :])
             for chunk_places, chunk in zip(self._chunk_places, chunks, strict=True):
                 flat_array[chunk_places] = (

@@ -80,8 +80,8 @@ def cutmix_box(
 ) -> tuple[jax.Array, jax.Array]:
     """Box (top, bottom, left, right), and the image's share outside it.
 
-    Before the image's edges clip it, the box leaves out `drawn_share` of the area,
-    around `center` (row, column).
+    Before the image's edges clip it, the box around `center` (row, column) leaves out
+    `drawn_share` of the area.
     """
     sides = jnp.array([height, width], jnp.int32)
     box_sides = sides.astype(jnp.float32) * jnp.sqrt(1 - drawn_share)

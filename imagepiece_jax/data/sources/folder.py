@@ -111,10 +111,10 @@ def find_split_folders(folder: AnyPath, labeled: bool = False) -> dict[str, str]
         return {}
     # Classes may be called train or test, too. Such a folder has images itself or is
     # the only split, and another folder or `folder` itself has images.
-    may_be_classes = len(splits) == 1 or image_folders.intersection(splits.values())
-    has_other_images = image_folders.difference(source.SPLIT_NAMES) or (
-        image_names and not labeled
-    )
+    has_images_in_split = not image_folders.isdisjoint(splits.values())
+    may_be_classes = has_images_in_split or len(splits) == 1
+    has_other_images = bool(image_folders.difference(source.SPLIT_NAMES))
+    has_other_images = has_other_images or (bool(image_names) and not labeled)
     return {} if may_be_classes and has_other_images else splits
 
 
@@ -167,7 +167,7 @@ def open_class_folders(root: str, request: source.SplitRequest) -> source.FileSo
     label_of_name = class_names.labels_by_name(names_by_label)
     listing = FolderListing([], left_out_paths)
     labels = []
-    folder_of_label = {}
+    name_of_label = {}
     for folder in class_folders:
         folder_name = _printable_name(folder)
         class_name = class_names.canonical_name(folder_name)
@@ -178,13 +178,13 @@ def open_class_folders(root: str, request: source.SplitRequest) -> source.FileSo
                 f"{title} has class {folder_name!r}, the name of {count} of the model; "
                 "rename the folder, or load the model with class_names="
             )
-        folder_of_label[label] = folder_name
-        images = list_images(root, os.path.join(subfolder, folder))
-        listing.image_paths.extend(images.image_paths)
-        listing.left_out_paths.extend(images.left_out_paths)
-        labels += [label] * len(images.image_paths)
+        name_of_label[label] = folder_name
+        class_listing = list_images(root, os.path.join(subfolder, folder))
+        listing.image_paths.extend(class_listing.image_paths)
+        listing.left_out_paths.extend(class_listing.left_out_paths)
+        labels += [label] * len(class_listing.image_paths)
     # None for the model's classes without a folder.
-    names_in_data = tuple(map(folder_of_label.get, range(num_classes)))
+    names_in_data = tuple(map(name_of_label.get, range(num_classes)))
     return _make_source(root, subfolder, listing, labels, num_classes, names_in_data)
 
 
