@@ -73,39 +73,40 @@ def _parse_computations(text):
 def _list_launches(body, computations):
     """The GpuKernels of a computation's instructions, in the order of their launch."""
     launches = []
-    for i in body:
-        if i.op in VIEWS or i.op.endswith("-done"):  # the end of a -start
+    for instr in body:
+        if instr.op in VIEWS or instr.op.endswith("-done"):  # the end of a -start
             continue
-        called = [name for name in _called_computations(i) if name in computations]
-        if i.op in ("call", "async-start", "while", "conditional"):
+        called = [name for name in _called_computations(instr) if name in computations]
+        if instr.op in ("call", "async-start", "while", "conditional"):
             bodies = [computations[name] for name in called]
             parts = [_list_launches(inner, computations) for inner in bodies]
             if parts:
-                times = i.find(r'"known_trip_count":\{"n":"(\d+)"')
+                times = instr.find(r'"known_trip_count":\{"n":"(\d+)"')
                 launches += max(parts, key=len) * int(times or 1)
             continue
-        fused = computations[called[0]] if i.op == "fusion" and called else [i]
-        source = i.find(r'op_name="([^"]+)"')
-        launches.append(GpuKernel(i.name, _kernel_kind(i, fused), i.shape, source))
+        fused = computations[called[0]] if instr.op == "fusion" and called else [instr]
+        source = instr.find(r'op_name="([^"]+)"')
+        kind = _kernel_kind(instr, fused)
+        launches.append(GpuKernel(instr.name, kind, instr.shape, source))
     return launches
 
 
-def _called_computations(i):
+def _called_computations(instr):
     """Return the names of the computations that an instruction runs."""
-    listed = i.find(r"branch_computations=\{([^}]*)\}")
-    single = re.findall(r"(?:calls|body|to_apply|_computation)=%?([\w.\-]+)", i.line)
-    return re.findall(r"[\w.\-]+", listed) + single
+    listed = instr.find(r"branch_computations=\{([^}]*)\}")
+    single = r"(?:calls|body|to_apply|_computation)=%?([\w.\-]+)"
+    return re.findall(r"[\w.\-]+", listed) + re.findall(single, instr.line)
 
 
-def _kernel_kind(i, fused):
+def _kernel_kind(instr, fused):
     """The kind of an instruction's kernel; fused: the instructions of a fusion."""
-    ops = {instruction.op for instruction in fused}
+    ops = {part.op for part in fused}
     if "dot" in ops:
         return "gemm"
-    target = i.find(r'custom_call_target="([^"]+)"')
+    target = instr.find(r'custom_call_target="([^"]+)"')
     for part, kind in LIBRARIES.items():
         if target.startswith("__cu") and part in target:
             return kind
-    if i.op == "custom-call":
+    if instr.op == "custom-call":
         return "custom"
     return "move" if ops <= MOVES else "fusion"

@@ -43,8 +43,8 @@ def fork(words, cwd=ROOT, env=None, stdout=None, stderr=None):
     server = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     with mock.patch.dict(os.environ, server):
         forkserver.ensure_running()
-    arguments = [*map(str, words)], cwd, dict(os.environ if env is None else env), files
-    process = context.Process(target=_run, args=arguments)
+    environment = dict(os.environ if env is None else env)
+    process = context.Process(target=_run, args=(words, cwd, environment, files))
     process.start()
     for file in files:
         file.close()
@@ -91,7 +91,7 @@ def _run(words, folder, environment, files):
             jax.config.update(name.lower(), number)
     compiling.speed_up()
     model_variables.draw_variables = small_runs.draw_untrained
-    kind, *rest = words
+    kind, *rest = words = [*map(str, words)]
     try:
         if kind == "-m":
             sys.argv = rest

@@ -86,7 +86,6 @@ def start(*words, cwd=ROOT, imported=False, timeout=120, **environment):
 
     imported: fork it from one that has imported JAX and the package
     """
-    words = [*map(str, words)]
     env = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         options = {"cwd": cwd, "env": env, "stdout": out, "stderr": err}
@@ -94,7 +93,7 @@ def start(*words, cwd=ROOT, imported=False, timeout=120, **environment):
             process = forked_processes.fork(words, **options)
             (status,) = forked_processes.statuses([process], timeout)
         else:
-            command = [sys.executable, *words]
+            command = [sys.executable, *map(str, words)]
             status = subprocess.run(command, timeout=timeout, **options).returncode
         out.seek(0)
         err.seek(0)

@@ -172,12 +172,9 @@ def loaded_model(path, reduction=None, variables=None, seed=0, **fields):
     """
     path = pathlib.Path(path)
     vit = create.build_model(config(**fields), reduction)
-    size = vit.config.image_size
-    run = {"seed": seed}
-    origin = Origin(path=path, name=path.name, image_size=size, run=run)
-    if variables is None:
-        variables = shapes(vit)
-    return Pretrained(vit, variables, origin=origin)
+    read_from = {"path": path, "name": path.name, "run": {"seed": seed}}
+    origin = Origin(image_size=vit.config.image_size, **read_from)
+    return Pretrained(vit, variables or shapes(vit), origin=origin)
 
 
 def with_problem_type(vit, problem_type):
