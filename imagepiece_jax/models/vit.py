@@ -144,11 +144,10 @@ class ViT(nn.Module):
         for index in range(self.depth):
             block = self._make_block(index)
             reduction = self._make_reduction(index, keys, probe)
+            factors = scales[index]
             # `float32_parts` may name single blocks.
             state = dataclasses.replace(state, x=state.x.astype(block.execution.dtype))
-            state, scores, decision = block(
-                state, scores, reduction, scales[index], train
-            )
+            state, scores, decision = block(state, scores, reduction, factors, train)
             if with_states:
                 states.append(state)
             if decision:
