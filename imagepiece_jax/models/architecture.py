@@ -92,7 +92,8 @@ class Architecture:
         """
         class_token = fields.get("class_token", self.class_token)
         if class_token != self.class_token:
-            fields = {"pool": "token" if class_token else "mean", **fields}
+            pool = "token" if class_token else "mean"
+            fields = {"pool": pool, **fields}
         return dataclasses.replace(self, **fields)
 
 

@@ -24,6 +24,7 @@ def cost_summary(model: ViT, dense_models: Sequence[ViT]) -> str:
 
     dense_models: the first is the table's reference
     """
+    table = cost_table(model, dense_models[0])
     gmacs = model_macs(model) / 1e9
     summary = f"{gmacs:#.4g} GMACs an image"
     for dense_model in dict.fromkeys(dense_models):  # one line for equal models
@@ -32,7 +33,7 @@ def cost_summary(model: ViT, dense_models: Sequence[ViT]) -> str:
         dense_gmacs = model_macs(dense_model) / 1e9
         summary += f"; dense {dense_gmacs:#.4g} with a {dense_model.config.stem} stem, "
         summary += f"{dense_gmacs / gmacs:.2f} times as many"
-    return f"{cost_table(model, dense_models[0])}\n{summary}"
+    return f"{table}\n{summary}"
 
 
 def cost_table(model: ViT, dense_model: ViT) -> str:
@@ -50,7 +51,9 @@ def cost_table(model: ViT, dense_model: ViT) -> str:
     ]
     parts = zip(part_names, block_plans, *columns, strict=True)
     for name, block_plan, macs, dense_macs, parameter_count in parts:
-        cells = [f"{macs / 1e6:.1f}", f"{dense_macs / 1e6:.1f}", f"{parameter_count:,}"]
+        mmacs = f"{macs / 1e6:.1f}"
+        dense_mmacs = f"{dense_macs / 1e6:.1f}"
+        cells = [mmacs, dense_mmacs, f"{parameter_count:,}"]
         if block_plan is None:
             rows.append((name, "", "", *cells, ""))
         else:

@@ -142,7 +142,8 @@ class ConvStem(nn.Module):
     def __call__(self, images: PixelRows, train: bool = False) -> PatchGrid:
         x = images
         conv = functools.partial(nn.Conv, kernel_init=KERNEL_INIT, dtype=self.dtype)
-        for i, width in enumerate(conv_stem_widths(self.embed_dim, self.patch_size)):
+        widths = conv_stem_widths(self.embed_dim, self.patch_size)
+        for i, width in enumerate(widths):
             # "SAME" would pad an even side by (0, 1). The reference pads (1, 1).
             padding = ((1, 1), (1, 1))
             x = conv(width, (3, 3), 2, padding, use_bias=False, name=f"conv_{i}")(x)

@@ -89,7 +89,7 @@ class RecoveredVariant:
         sides = image_sides(model.config.image_size)
         fits_images = sides == image_sides(self.image_size)
         reduction = model.reduction or DENSE_REDUCTION
-        return fits_images and (model.depth, reduction) == (self.depth, self.reduction)
+        return fits_images and model.depth == self.depth and reduction == self.reduction
 
     def __str__(self) -> str:
         from imagepiece_jax.common import statistics  # and SciPy, which `load` spares
@@ -97,7 +97,8 @@ class RecoveredVariant:
         outcome = f"stays; {NOTHING_LOWER}"
         if self.changed:
             change = statistics.Estimate(self.after - self.before, *self.interval)
-            outcome = f"-> {self.after:.4f} ({statistics.format_difference(change, 4)})"
+            change_text = statistics.format_difference(change, 4)
+            outcome = f"-> {self.after:.4f} ({change_text})"
             if self.measure == "KL":
                 percentages = "{:.1f} -> {:.1f} %".format(*self.agreement)
                 outcome += f", first class as the dense model's {percentages}"
