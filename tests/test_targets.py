@@ -5,6 +5,7 @@ Sums in float64 over the map that a target reports are the truth for its tokens.
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,8 @@ def run_litert(label):
         step = jax.jit(functools.partial(flat_step, label))
         program = jax.export.export(step, platforms=["cpu"])(TOKENS)
     module = program.mlir_module_serialized
-    flatbuffer = litert_format.convert_program(module, "images", ["rows"])
+    names = types.SimpleNamespace(input_name="images", output_names=["rows"])
+    flatbuffer = litert_format.convert_program(module, names)
     litert_runs.count_operators(flatbuffer)
     return litert_runs.run_litert(flatbuffer, TOKENS)
 
