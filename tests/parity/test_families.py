@@ -121,7 +121,7 @@ def test_authors_names_are_read_like_by_timm(name, rename):
     size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
     model = timm.create_model(name, pretrained=False, **size)
     fixtures.randomize_model(model)
-    theirs = rename(originals.memory(model))
+    theirs = rename(tensors=originals.memory(model))
     tensors = {k: torch.from_numpy(v) for k, v in theirs.items()}
     by_timm = timm.models.eva.checkpoint_filter_fn(tensors, model)
     assert by_timm.keys() == model.state_dict().keys()

@@ -54,9 +54,9 @@ def renamed(tensors, table):
     return out
 
 
-def dinov3_file(keys=7.0, mask=(1, 0, 1)):
+def dinov3_file(keys=7.0, mask=(1, 0, 1), tensors=None):
     """DINOv3's own file: a mask hides the keys' bias."""
-    tensors = timm_tensors(DINOV3)
+    tensors = tensors or timm_tensors(DINOV3)
     out = {"mask_token": np.zeros((1, WIDTH)), "rope_embed.periods": np.ones(3)}
     out |= {"local_cls_norm.weight": np.ones(WIDTH)}
     for name, tensor in renamed(tensors, OWN + GATE).items():
@@ -91,9 +91,9 @@ def transformers_file(keys=None, inside=""):
     return out
 
 
-def eva_file():
+def eva_file(tensors=None):
     angles = {f"{at}rope.freqs_cos": np.ones(4) for at in ("", "blocks.0.attn.")}
-    return renamed(timm_tensors(EVA02), EVA) | angles
+    return renamed(tensors or timm_tensors(EVA02), EVA) | angles
 
 
 @pytest.mark.parametrize("wrapper", ["", "vision_model.", "_orig_mod.a."])
