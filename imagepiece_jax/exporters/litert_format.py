@@ -163,12 +163,12 @@ def open_file(path: AnyPath, threads: int | None = None) -> file_program.FilePro
         interpreter.allocate_tensors()
         (input_detail,) = interpreter.get_input_details()
         # The facts have one output, or a list.
-        output_names = [output["name"] for output in np.ravel(facts["output"])]
-        indices = [detail["index"] for detail in interpreter.get_output_details()]
-        index_of_output = dict(zip(output_names, indices, strict=True))
+        all_names = [output["name"] for output in np.ravel(facts["output"])]
+        output_details = interpreter.get_signature_runner().get_output_details()
 
         def make_call(images, names):
-            output_indices = [index_of_output[name] for name in names or output_names]
+            names = names or all_names
+            output_indices = [output_details[name]["index"] for name in names]
 
             def call():
                 interpreter.set_tensor(input_detail["index"], images)

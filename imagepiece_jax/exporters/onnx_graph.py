@@ -333,7 +333,7 @@ class Graph:
             return self._add_extremum(kind, *operands)
         source_kind, sources, _ = self._node_of_value[operands[-1].name]
         if (kind, source_kind) == ("Mul", "Reciprocal"):
-            return self.add_elementwise("Div", operands[0], *sources)
+            return self.add_elementwise("Div", operands[0], *sources, dtype=dtype)
         # A constant comes last, where the simpler forms look for it.
         if kind in ("Add", "Mul") and operands[0].array is not None:
             operands = operands[::-1]

@@ -202,12 +202,13 @@ class RunConfig:
 
     def with_counts(self) -> "RunConfig":
         """Replace the cost `macs`, if given, by token counts, and log them."""
-        from imagepiece_jax.models import create  # imports JAX
+        from imagepiece_jax.models import create, fit_to_cost  # import JAX
 
         if self.reduction.method.macs is None:
             return self
         with titled_errors("config"):
-            reduction = create.fit_to_cost(self.reduction, self.create_dense_model())
+            dense_model = self.create_dense_model()
+            reduction = fit_to_cost.fit_to_cost(self.reduction, dense_model)
         run_config = dataclasses.replace(self, reduction=reduction)
         create.log_reduction(self.reduction, run_config.create_model())
         return run_config

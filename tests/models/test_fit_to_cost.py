@@ -5,12 +5,8 @@ import pytest
 
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.cost import share_of_dense
-from imagepiece_jax.models.create import (
-    COST_TOLERANCE,
-    create_model,
-    fit_to_cost,
-    with_plan,
-)
+from imagepiece_jax.models.create import create_model, with_plan
+from imagepiece_jax.models.fit_to_cost import COST_TOLERANCE, fit_to_cost
 from imagepiece_jax.reduction import schedules
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.diffrate import load_schedules
