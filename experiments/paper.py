@@ -168,14 +168,14 @@ class Study:
     """Models and images that tables compare; every measurement is made once.
 
     out: the folder of the pages
-    cache: keeps measurements; None: none are kept
+    cache: keeps measurements
     clock: measures speeds; None: nothing is timed
     """
 
     models: study_models.Models
     images: StudyImages
     out: pathlib.Path
-    cache: ResultCache | None = None
+    cache: ResultCache
     clock: Clock | None = None
     programs: dict = dataclasses.field(default_factory=dict)
 
@@ -236,7 +236,7 @@ class Study:
         reduction = Reduction.read(reduction)
         task = f"inside {reduction}, {len(self.images)} images"
         key = weights.make_result_key(kind, reduction)
-        return weights.cache.measure_once(key, measure, task)
+        return self.cache.measure_once(key, measure, task)
 
     # The pages
 

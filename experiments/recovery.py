@@ -129,7 +129,7 @@ def judge_recovery(vit, recovered, source):
         distances = teacher.comparison.loss_terms(outputs, targets)
         distances["logits"] = distances.pop("outputs")
         distances |= teacher.comparison.measure_images(outputs, targets)
-        if "patches" in teacher.comparison.output_names:
+        if "patches" in teacher.comparison.term_weights:
             change = unreachable_change(vit.model, variables, images, targets)
             distances["unreachable"] = change
         return distances

@@ -23,7 +23,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from imagepiece_jax import cli
 from imagepiece_jax.benchmark import workloads
-from imagepiece_jax.common import extras, parallel, xla_options
+from imagepiece_jax.common import parallel, xla_options
 from imagepiece_jax.common.checks import check_choice
 from imagepiece_jax.common.tables import text_table
 from imagepiece_jax.errors import InputError, RunError
@@ -210,7 +210,7 @@ def described_gpu():
         described = topologies.get_topology_desc("", **gpu)
     except (NotImplementedError, RuntimeError) as error:  # no such plugin, or not ready
         problem = "needs JAX's CUDA wheels, started before JAX is used otherwise"
-        hint = f"{extras.install_command('gpu')} (no GPU and no driver needed)"
+        hint = 'pip install ".[gpu]" in the clone (no GPU and no driver needed)'
         raise InputError(f"compiling for an H200 {problem}; {hint}") from error
     return described.devices[0]
 

@@ -503,13 +503,13 @@ def random_tensors(model):
     rng = np.random.default_rng(0)
     out = {}
     for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items():
-        value = rng.normal(size=leaf.shape)
+        value = rng.normal(size=np.shape(leaf))
         kind = path.rpartition("/")[2]
         if kind == "scale":
             value = 1 + 0.3 * value
         elif kind == "kernel":
             is_split = path.split("/")[-2] in ("query", "key", "value")  # [D, heads, d]
-            value = value / np.prod(leaf.shape[: 1 if is_split else -1]) ** 0.5
+            value = value / np.prod(np.shape(leaf)[: 1 if is_split else -1]) ** 0.5
         else:
             value = (0.3 if kind == "bias" else 0.5) * value
         out[path] = value.astype(np.float16).astype(np.float32)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from experiments import recovery
+from imagepiece_jax.data.pictures import as_source
 from imagepiece_jax.evaluation.result_cache import encode_bits
 from tests.helpers.picture_files import write_images
+from tests.helpers.recovery_trials import DROPPING, MERGING, noise, reduced_model
 
 
 def test_no_image_both_teaches_and_judges(tmp_path):
@@ -35,3 +37,14 @@ def test_points_count_judging_photographs_alone():
     assert lost.value == 100
     # Photographs from 600 on are right: all 200 odd ones, and 160 of the even ones.
     assert recovered.value == pytest.approx(100 * 240 / 600)
+
+
+@pytest.mark.parametrize("reduction", [MERGING, DROPPING])
+def test_an_encoders_maps_are_judged(reduction):
+    encoder = reduced_model(reduction, num_classes=0)
+    means = recovery.judge_recovery(encoder, encoder, as_source(noise(12)))
+    before = means["before"]
+    assert means["after"] == before
+    # Dropped patches do not count; merged ones share a vector.
+    assert (before["unreachable"] > 0) == (reduction == MERGING)
+    assert before["unreachable"] <= before["patches"]
