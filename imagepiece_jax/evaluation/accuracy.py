@@ -50,10 +50,10 @@ class EvalResult:
 
 def format_metrics(metrics: Mapping[str, float], *more_entries: str) -> str:
     """Format an EvalResult's metrics, and `more_entries`, as one line."""
-    entries = [f"{name} {metrics[name]:.2f} %" for name in ("acc1", "acc5")]
-    entries += [f"loss {metrics['loss']:.4f}", f"images {metrics['images']}"]
-    entries += [*more_entries, f"throughput {metrics['throughput']:.1f} img/s"]
-    return "  ".join(entries)
+    metric_texts = [f"{name} {metrics[name]:.2f} %" for name in ("acc1", "acc5")]
+    metric_texts += [f"loss {metrics['loss']:.4f}", f"images {metrics['images']}"]
+    metric_texts += [*more_entries, f"throughput {metrics['throughput']:.1f} img/s"]
+    return "  ".join(metric_texts)
 
 
 def correct_at(
@@ -61,7 +61,7 @@ def correct_at(
 ) -> Bool[Array, " batch"]:
     """Whether the label is among the k largest logits."""
     chex.assert_rank([logits, labels], [2, 1])
-    label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)  # [batch, 1]
     # Of two equal logits the lower class counts as larger, so a network with equal
     # logits is right for k classes only. A label with a NaN logit is never right.
     classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
@@ -72,23 +72,27 @@ def correct_at(
 
 
 def _compute_image_metrics(logits, labels, classes=None):
-    """Metrics of every image; classes: labels to choose among, or None for all."""
+    """Metrics of every image; classes: labels to choose among, or None for all.
+
+    logits: [images, classes]
+    """
     if classes is not None:
+        # A list, because np.isin takes no set.
         is_choice = np.isin(np.arange(logits.shape[-1]), [*classes])
         logits = jnp.where(is_choice, logits, -jnp.inf)
     return {
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
         "right": correct_at(logits, labels, 1),
-        "right5": correct_at(logits, labels, min(5, logits.shape[-1])),
+        "right5": correct_at(logits, labels, min(5, logits.shape[-1])),  # or all
     }
 
 
 def _sum_metrics(image_metrics, mask):
-    """Sums over one device's images, by metric."""
+    """Sums over one device's images, by metric; mask: [images], 0 for no image."""
     sums = {"images": jnp.sum(jnp.where(mask > 0, 1.0, 0.0))}
-    for name, image_name in (("acc1", "right"), ("acc5", "right5"), ("loss", "loss")):
+    for name, measure in (("acc1", "right"), ("acc5", "right5"), ("loss", "loss")):
         # A masked image may give anything, even NaN: select, do not multiply.
-        image_values = image_metrics[image_name].astype(jnp.float32)
+        image_values = image_metrics[measure].astype(jnp.float32)
         sums[name] = jnp.sum(jnp.where(mask > 0, image_values, 0))
     return sums
 
@@ -102,8 +106,8 @@ def make_eval_step(
 ) -> parallel.MappedFunction:
     """Make the evaluation of a batch, an EvalStep that compiles at its first call.
 
-    A device's batch has image uint8 [m, S, S, 3], and label, mask and index (in the
-    set) [m].
+    A device's batch has image uint8 [m, S, S, 3] (m images), and label, mask and index
+    (in the set) [m].
 
     seed: for reducers with random numbers, which are those of step 0 in every pass
     measure_outputs: (outputs, batch) -> further per-image arrays by name; outputs then
@@ -141,8 +145,8 @@ def make_program_step(program: Callable[[np.ndarray], Array]) -> EvalStep:
         results = _sum_metrics(image_metrics, mask), image_metrics
         return jax.tree.map(lambda array: array[None], results)  # a device axis
 
-    def evaluate_batch(_, batch):  # [0]: on one device
-        logits = program(batch["image"][0])
+    def evaluate_batch(_, batch):
+        logits = program(batch["image"][0])  # [0]: of [devices, ..], here one device
         labels_and_mask = jax.device_put((batch["label"][0], batch["mask"][0]))
         return measure_logits(logits, *labels_and_mask)
 
@@ -158,6 +162,7 @@ def evaluate_model(step: EvalStep, variables: PyTree, batches: Iterable) -> Eval
     Raises InputError if outputs are not finite.
     """
     (result,) = evaluate_models(step, [variables], batches)
+    # Outputs, if the step gives them: images without labels have no loss.
     checked_numbers = result.image_metrics.get("outputs", result.image_metrics["loss"])
     if not np.isfinite(checked_numbers).all():
         raise InputError("the model's outputs are not finite for all images")
@@ -174,7 +179,7 @@ def evaluate_models(
     model_passes = [_ModelPass() for _ in model_variables]
     start_time = time.perf_counter()
     num_untimed_images = 0.0
-    last_batch = None  # (index_and_mask, results) of the batch that may still compute
+    last_batch = None  # (copies, batch_results) of the batch that may still compute
 
     def add_last_batch():
         if last_batch is not None:
@@ -187,12 +192,12 @@ def evaluate_models(
             add_last_batch()
             last_batch = None
             start_time = time.perf_counter()
-            num_untimed_images = model_passes[0].metric_sums["images"]
-        results = [step(variables, batch) for variables in model_variables]
+            num_untimed_images = model_passes[0].metric_sums["images"]  # of any model
+        batch_results = [step(variables, batch) for variables in model_variables]
         add_last_batch()  # one behind: the device works while the host reads
         # Copies, because the batches' owner may fill the arrays again.
-        index_and_mask = {name: np.array(batch[name]) for name in ("index", "mask")}
-        last_batch = index_and_mask, results
+        copies = {name: np.array(batch[name]) for name in ("index", "mask")}
+        last_batch = copies, batch_results
     add_last_batch()
     seconds = time.perf_counter() - start_time
     timing = num_untimed_images, seconds
@@ -211,7 +216,7 @@ class _ModelPass:
         host_sums = parallel.unreplicate(metric_sums)
         for name in self.metric_sums:
             self.metric_sums[name] += float(host_sums[name])
-        is_real = np.ravel(index_and_mask["mask"]) > 0
+        is_real = np.ravel(index_and_mask["mask"]) > 0  # 0: padding, or unreadable
         arrays = parallel.local_rows(image_metrics) | {"index": index_and_mask["index"]}
         for name, array in arrays.items():
             rows = array.reshape(-1, *array.shape[2:])[is_real]

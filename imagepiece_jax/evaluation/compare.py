@@ -103,8 +103,8 @@ def compare(
     """
     check_loaded(vit)
     if out is not None:
-        own_names = (TABLE_FILE_NAME, PLOT_FILE_NAME, result_cache.POINTS_FILE_NAME)
-        check_own_files("out", out, "a comparison", lambda file: file.name in own_names)
+        out_names = (TABLE_FILE_NAME, PLOT_FILE_NAME, result_cache.POINTS_FILE_NAME)
+        check_own_files("out", out, "a comparison", lambda file: file.name in out_names)
         extras.check_installed("the plot of a comparison", "matplotlib")
     vit = vit.with_default_execution(None)  # with its own dtype
     images = open_labeled_images(vit, data, need_labels=False, **options)
@@ -139,17 +139,17 @@ def make_rows(
         reduction_texts = list(DEFAULT_MAC_SHARES)
     rows = []
     for text in reduction_texts:
-        reduction = pretrained.with_reduction(text).reduction or DENSE_REDUCTION
+        reduction = pretrained.with_reduction(text).known_reduction()
         rows.append(ComparedRow(text, dense_weights, reduction))
     for side in sides:
         weights = use_smaller_images(dense_weights, side)
         rows.append(ComparedRow(f"image_size={side}", weights))
     row_names = {(pretrained.image_size, DENSE_REDUCTION): "dense"}
     for row in rows:
-        variant = row.weights.pretrained.image_size, row.reduction
-        if variant in row_names:
-            raise InputError(f"{row.name} is {row_names[variant]} again; give it once")
-        row_names[variant] = row.name
+        setting = row.weights.pretrained.image_size, row.reduction
+        if setting in row_names:
+            raise InputError(f"{row.name} is {row_names[setting]} again; give it once")
+        row_names[setting] = row.name
     return rows
 
 
@@ -168,7 +168,7 @@ def measure_rows(
         weights = dataclasses.replace(row.weights, cache=cache)
         records[row.name] = weights.measure_reduction(row.reduction)
     comparisons = {}
-    if not dense_weights.reference:
+    if not dense_weights.reference:  # which means fidelity: no image is right or wrong
         smaller_names = [row.name for row in all_rows if row.is_smaller]
         comparisons = compare_pairs(records, smaller_names)
     return Report(dense_weights, all_rows, records, comparisons)
@@ -183,19 +183,19 @@ def compare_pairs(
     smaller_names: names of rows with smaller images
     Returns {(row, other row): comparison}.
     """
-    is_right = {name: _decode_right(record) for name, record in records.items()}
+    right_of_row = {name: _decode_right(record) for name, record in records.items()}
     comparisons: dict[tuple[str, str], dict[str, Any]] = {}
-    for name, own_right in is_right.items():
+    for name, row_right in right_of_row.items():
         if name == "dense":
             continue
         # Smaller images are the alternative to reducing: every reduced row is also
         # compared with each of them, and they only with the dense model.
         base_names = ["dense"] if name in smaller_names else ["dense", *smaller_names]
         for base_name in base_names:
-            base_right = is_right[base_name]
+            base_right = right_of_row[base_name]
             comparisons[name, base_name] = {
-                "points": statistics.paired_difference(own_right, base_right),
-                "p": statistics.mcnemar_p(own_right, base_right),
+                "points": statistics.paired_difference(row_right, base_right),
+                "p": statistics.mcnemar_p(row_right, base_right),
             }
     p_values = [comparison["p"] for comparison in comparisons.values()]
     corrected_p_values = statistics.holm_correction(p_values)
@@ -227,11 +227,11 @@ def use_smaller_images(dense_weights: MeasuredWeights, side: int) -> MeasuredWei
 def format_page(report: Report) -> str:
     """Page of a comparison: what was measured, rows, and the picture."""
     pretrained = report.dense_weights.pretrained
-    image_set = report.dense_weights.images.facts["data"]
+    data_name = report.dense_weights.images.facts["data"]
     subject = {
         "weights": f"`{pretrained.origin.name}`",
         "digest": pretrained.digest,
-        "images": f"{report.figures['dense']['images']:,} of {image_set}",
+        "images": f"{report.figures['dense']['images']:,} of {data_name}",
         "crop": pretrained.preprocessing.description,
     }
     metric_name = "Accuracy" if report.comparisons else "Fidelity"
@@ -275,7 +275,7 @@ def format_table(report: Report) -> str:
 
 def format_comparison(comparison: Mapping[str, Any] | None) -> str:
     """Format like "-1.8 [-3.0, -0.6], p = .023"; p only below MAX_SHOWN_P."""
-    if comparison is None:
+    if comparison is None:  # such as of the dense model with itself
         return ""
     estimate_text = statistics.format_estimate(comparison["points"], signs=True)
     p = comparison["holm"]
@@ -313,5 +313,5 @@ def paint_plot(path: str | os.PathLike, report: Report) -> None:
         else:
             estimate = record["fidelity"][metric]
         curves.setdefault(curve_name, []).append((record["gmacs"], estimate))
-    level = ("dense", dense_level)
-    plotting.draw_curves(path, "GMACs an image", axis_label, curves, level)
+    dense_line = ("dense", dense_level)
+    plotting.draw_curves(path, "GMACs an image", axis_label, curves, dense_line)

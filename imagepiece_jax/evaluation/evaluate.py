@@ -69,4 +69,4 @@ def evaluate(
         variables = None
     result = accuracy.evaluate_model(step, variables, batches)
     # After the pass, which finds unreadable images.
-    return result.metrics | images.model_facts(model)
+    return result.metrics | images.evaluation_record(model)

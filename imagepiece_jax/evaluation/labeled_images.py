@@ -51,19 +51,18 @@ class ReadOptions:
 
     def completed(self, run_config: Mapping[str, Any]) -> "ReadOptions":
         """These options, completed by a run's config and by the defaults."""
-        run_data = run_config.get("data", {})
+        data_section = run_config.get("data", {})
         run_values = {
-            "data_dir": run_data.get("dir") or None,  # "" is no folder
+            "data_dir": data_section.get("dir") or None,  # "" is no folder
             "batch_size": run_config.get("eval_batch_size"),
-            "workers": run_data.get("workers"),
-            "threads": run_data.get("threads"),
+            "workers": data_section.get("workers"),
+            "threads": data_section.get("threads"),
         }
-        values: dict[str, Any] = dict(DEFAULT_VALUES)
-        for more_values in (run_values, vars(self)):
-            for name, value in more_values.items():
-                if value is not None:
-                    values[name] = value
-        return ReadOptions(**values)
+        completed_values: dict[str, Any] = dict(DEFAULT_VALUES)
+        for name, value in [*run_values.items(), *vars(self).items()]:  # the last wins
+            if value is not None:
+                completed_values[name] = value
+        return ReadOptions(**completed_values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +78,8 @@ class LabeledImages:
     def pass_batch_size(self) -> int:
         """At most half the images, rounded up to whole devices."""
         # Half, rounded up, because the first batch compiles and is not timed.
-        num_images = min(self.options.batch_size, math.ceil(len(self.source) / 2))
-        return parallel.process_placement().round_up(num_images)
+        batch_size = min(self.options.batch_size, math.ceil(len(self.source) / 2))
+        return parallel.process_placement().round_up(batch_size)
 
     def read_batches(
         self, placement: Placement | None = None
@@ -95,7 +94,7 @@ class LabeledImages:
         options = self.options
         return worker_pool.read_ahead(batches, options.workers, options.threads)
 
-    def model_facts(self, trained_model: TrainedModel) -> dict[str, Any]:
+    def evaluation_record(self, trained_model: TrainedModel) -> dict[str, Any]:
         """Everything that decides a model's metrics on the images, as JSON values."""
         origin = trained_model.origin
         if isinstance(trained_model, Pretrained):
@@ -128,7 +127,7 @@ class LabeledImages:
     def facts(self) -> dict[str, Any]:
         """Everything in the images that decides metrics, as JSON values."""
         return {
-            "data": registry.short_name(self.name),
+            "data": registry.short_name(self.name),  # without this machine's folders
             "digest": self.source.whole_digest,
             "images": len(self.source),
             "limit": self.options.limit,
@@ -195,16 +194,16 @@ def _log_notes(data_name, whole_source, source):
     if source.split:
         notes.info(f"note: images are from the split {source.split} of {data_name}")
     if source.subset_record:
-        count = f"{len(source)} evenly spaced images of {len(whole_source)}"
-        notes.info(f"note: {count} are used")
+        subset_text = f"{len(source)} evenly spaced images of {len(whole_source)}"
+        notes.info(f"note: {subset_text} are used")
     # A source without a list of labels counts as having them all.
-    num_present = source.num_classes
+    num_with_images = source.num_classes
     if source.labels is not None:
-        num_present = len({*source.labels.tolist()})
-    if num_present < source.num_classes:
-        choice = f"the model chooses among all {source.num_classes:,} classes"
-        notes.info(f"note: {num_present:,} have images, and {choice}")
+        num_with_images = len({*source.labels.tolist()})
+    if num_with_images < source.num_classes:
+        choice_text = f"the model chooses among all {source.num_classes:,} classes"
+        notes.info(f"note: {num_with_images:,} have images, and {choice_text}")
     if data_name.startswith("csv:") and whole_source.labels.min() == 1:
         # With labels from 1 the accuracy would be 0.
-        lowest = f"the lowest label of {data_name} is 1"
-        notes.info(f"note: {lowest}, but labels count from 0")
+        lowest_text = f"the lowest label of {data_name} is 1"
+        notes.info(f"note: {lowest_text}, but labels count from 0")

@@ -34,7 +34,7 @@ POINTS_FILE_NAME = "points.jsonl"
 
 
 class ResultCache:
-    """Results in a folder's file, which is made, by everything that decides them.
+    """Results of measurements in a folder's file, by everything that decides them.
 
     versions: versions of libraries and the device, stored with new results
     """
@@ -42,7 +42,7 @@ class ResultCache:
     def __init__(self, folder: AnyPath, versions: Any = None) -> None:
         self.path = pathlib.Path(folder, POINTS_FILE_NAME)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch()  # fails here if it cannot be written
+        self.path.touch()  # makes the file, or fails here if it cannot be written
         self.versions = versions or {}
         self._results: dict[str, dict] = {}
         # A killed process leaves half a line, whose result is measured again.
@@ -64,6 +64,7 @@ class ResultCache:
             point |= {"git": files.git_revision(), "time": now}
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(point) + "\n")
+            # As it will be read from the file: with lists for tuples.
             self._results[key_text] = json.loads(json.dumps(result))
         return self._results[key_text]
 
@@ -109,7 +110,7 @@ class MeasuredWeights:
             metrics = {**eval_result.metrics, "right": right_bits}
         else:
             dense_outputs = self.reference.dense_outputs
-            if self.control == compare_outputs.SHUFFLED_CONTROL:
+            if self.control == compare_outputs.SHUFFLED_CONTROL:  # needs no pass
                 outputs = compare_outputs.shuffle_outputs(dense_outputs)
             else:
                 outputs = self.measure_images(reduced).image_metrics["outputs"]
@@ -132,7 +133,7 @@ class MeasuredWeights:
         """One pass over the images; reduced: these weights with any reduction."""
         variables = parallel.replicate(reduced.variables)
         batches = self.images.read_batches()
-        # `change` takes the images of one device.
+        # `change` takes the images of one device: batches are [devices, images, ..].
         if change := compare_outputs.IMAGE_CONTROLS.get(self.control):
             batches = (
                 {**batch, "image": np.stack([*map(change, batch["image"])])}
@@ -166,7 +167,7 @@ class MeasuredWeights:
         seed = self.pretrained.origin.seed if self.seed is None else self.seed
         step_key = model, seed, bool(self.reference)
         if step_key not in self.compiled_steps:
-            # A program takes up to 2,500 of 65,530 memory maps.
+            # A program takes up to 2,500 memory maps, and Linux allows 65,530.
             if len(self.compiled_steps) == 16:
                 self.compiled_steps.clear()
                 jax.clear_caches()

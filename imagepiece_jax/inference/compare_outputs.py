@@ -53,21 +53,21 @@ def measure_fidelity(
         ends of their 95 % interval.
     Raises InputError if dense outputs or numbers are not finite.
     """
-    is_single = dense_outputs.shape[1] == 1  # which has no direction
-    is_number = not has_classes and (has_classes is None or is_single)
-    is_dense_finite = np.isfinite(dense_outputs).all()
-    if not is_dense_finite or (is_number and not np.isfinite(outputs).all()):
+    is_scalar = dense_outputs.shape[1] == 1  # which has no direction for cosines
+    is_regression = not has_classes and (has_classes is None or is_scalar)
+    has_finite_reference = np.isfinite(dense_outputs).all()
+    if not has_finite_reference or (is_regression and not np.isfinite(outputs).all()):
         raise InputError("the model's outputs are not finite for all images")
     unit_outputs = unit_rows(outputs)
     dense_units = unit_rows(dense_outputs)
     is_finite = unit_outputs.any(1)  # [images]; zeros stand for NaN
     metrics: dict[str, Any] = {}
     if has_classes:
-        is_same = outputs.argmax(1) == dense_outputs.argmax(1)
-        if is_single:
-            is_same = (outputs[:, 0] > 0) == (dense_outputs[:, 0] > 0)
-        metrics["first_class"] = statistics.estimate_accuracy(is_same & is_finite)
-    elif is_number:
+        is_same_class = outputs.argmax(1) == dense_outputs.argmax(1)
+        if is_scalar:  # two classes, one on either side of 0
+            is_same_class = (outputs[:, 0] > 0) == (dense_outputs[:, 0] > 0)
+        metrics["first_class"] = statistics.estimate_accuracy(is_same_class & is_finite)
+    elif is_regression:
         # At least 1e-30: numbers that are the same for all images deviate by 0.
         deviation = np.maximum(dense_outputs.std(axis=0), 1e-30)
         squared_errors = (np.float64(outputs - dense_outputs) / deviation) ** 2
@@ -80,7 +80,7 @@ def measure_fidelity(
         cosines = np.sum(unit_outputs * dense_units, axis=1)
         metrics["cosine_mean"] = float(cosines.mean())
         metrics["cosine_worst"] = float(cosines.min())
-    if not (is_number or is_single) and len(dense_outputs) >= MIN_COMPARED_IMAGES:
+    if not (is_regression or is_scalar) and len(dense_outputs) >= MIN_COMPARED_IMAGES:
         neighbors = nearest_images(unit_outputs)
         num_kept = count_shared(neighbors, nearest_images(dense_units))
         kept_percents = 100 * num_kept / NUM_NEIGHBORS
@@ -109,7 +109,7 @@ def nearest_images(
     """
     neighbor_blocks = []
     for start in range(0, len(rows), IMAGES_PER_BLOCK):
-        cosines = rows[start : start + IMAGES_PER_BLOCK] @ rows.T
+        cosines = rows[start : start + IMAGES_PER_BLOCK] @ rows.T  # [block, images]
         np.fill_diagonal(cosines[:, start:], -np.inf)  # no image neighbors itself
         nearest_order = np.argsort(-cosines, axis=1, kind="stable")
         neighbor_blocks.append(nearest_order[:, :NUM_NEIGHBORS])

@@ -72,26 +72,26 @@ def open_store(
     typed_reduction: for messages
     Raises InputError for a file made by others, RunError for a file in use.
     """
-    with _connect(file, "rwc") as connection:
+    with _connect(file, "rwc") as connection:  # makes a missing file
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         is_new = not connection.execute("SELECT * FROM sqlite_master").fetchone()
         earlier_made_by = {} if is_new else _read_made_by(connection)
-        earlier_typed = earlier_made_by.pop("typed_reduction", None)
+        earlier_typed_reduction = earlier_made_by.pop("typed_reduction", None)
         if not is_new and earlier_made_by != made_by:
             from imagepiece_jax.models import record  # and JAX: not for `read_features`
 
             differences = record.list_differences(made_by, earlier_made_by)
             field, value, earlier_value = differences[0]  # one is enough to say
             # What was typed says more than the counts that it became.
-            if field == "reduction" and typed_reduction != earlier_typed:
-                value, earlier_value = typed_reduction, earlier_typed
+            if field == "reduction" and typed_reduction != earlier_typed_reduction:
+                value, earlier_value = typed_reduction, earlier_typed_reduction
             problem = f"is {value}, but {file} was made with {earlier_value}"
             raise InputError(f"{field} {problem}; give another file")
         connection.executescript(OPENING)
         if is_new:
             settings = {**made_by, "typed_reduction": typed_reduction}
-            values = [(name, json.dumps(value)) for name, value in settings.items()]
-            connection.executemany("INSERT INTO made_by VALUES (?, ?)", values)
+            rows = [(name, json.dumps(value)) for name, value in settings.items()]
+            connection.executemany("INSERT INTO made_by VALUES (?, ?)", rows)
         connection.commit()
         try:
             yield connection
@@ -101,6 +101,8 @@ def open_store(
 
 @contextlib.contextmanager
 def _connect(file, mode):
+    """Connect to a file in SQLite's mode "rw", or "rwc", which makes a missing file."""
+    # The caller commits: closing drops what it did not commit.
     uri = pathlib.Path(file).expanduser().absolute().as_uri() + f"?mode={mode}"
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
@@ -159,7 +161,7 @@ def update_rows(
     unchanged_rowids = {rowid for rowid, file in matches if file is None}
     moved_rows = [(*_as_row(file), rowid) for rowid, file in matches if rowid and file]
     stale_rowids = [(rowid,) for rowid, *_ in rows if rowid not in unchanged_rowids]
-    with connection:
+    with connection:  # one transaction
         # Rows move at once, because two files may have exchanged their names.
         create = "CREATE TEMP TABLE moved AS SELECT * FROM photographs LIMIT 0"
         connection.execute(create)
@@ -170,7 +172,7 @@ def update_rows(
         connection.execute("INSERT INTO photographs SELECT * FROM moved")
     rowids = [rowid for rowid, _ in matches]
     new_paths = [path for path, rowid in zip(paths, rowids, strict=True) if not rowid]
-    return new_paths, len(rows) - len({*rowids} - {None})
+    return new_paths, len(rows) - len({*rowids} - {None})  # None: a path without a row
 
 
 def _as_row(photograph):
@@ -201,11 +203,11 @@ def read_features(file: str | os.PathLike) -> tuple[list[str], np.ndarray]:
     Raises RunError for any other file, and while a process writes the file.
     """
     with _connect(file, "rw") as connection:
-        shape = _read_made_by(connection)["vector"]
+        vector_shape = _read_made_by(connection)["vector"]
         query = "SELECT path, vector FROM photographs ORDER BY path"
         paths = []
         buffer = bytearray()  # row by row: a list of all rows would take as much again
         for path, vector in connection.execute(query):
             paths.append(path)
             buffer += vector
-    return paths, np.ndarray((len(paths), *shape), DTYPES["vector"], buffer)
+    return paths, np.ndarray((len(paths), *vector_shape), DTYPES["vector"], buffer)

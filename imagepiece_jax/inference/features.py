@@ -78,17 +78,18 @@ def features(
     check_loaded(vit)
     if isinstance(images, pictures.AnyPath):
         images, _ = pictures.list_pictures(images)
-    has_many = isinstance(images, list | tuple) and len(images) > FILE_BATCH_SIZE
-    if has_many and all(isinstance(image, pictures.AnyPath) for image in images):
+    is_long = isinstance(images, list | tuple) and len(images) > FILE_BATCH_SIZE
+    if is_long and all(isinstance(image, pictures.AnyPath) for image in images):
         return _batched_features(vit, images, layers=layers, norm=norm, fill=fill)
     model = vit.model
-    blocks = layers
+    requested_blocks = layers
     if not np.iterable(layers):
         check_range("layers", layers, 0, model.depth, whole=True)
-        blocks = range(model.depth - layers, model.depth)
-    blocks = tuple(np.asarray(blocks).tolist())  # ints, which have a hash for jit
-    for block in blocks:
-        check_range("layers", block, 0, model.depth - 1, whole=True)
+        requested_blocks = range(model.depth - layers, model.depth)
+    # Whole numbers of Python, which have a hash for jit.
+    block_indices = tuple(np.asarray(requested_blocks).tolist())
+    for block_index in block_indices:
+        check_range("layers", block_index, 0, model.depth - 1, whole=True)
     check_choice("fill", fill, FILL_CHOICES)
     xla_options.check_dtype(model.execution.dtype.name)
     images = pictures.as_batch(images, vit.preprocessing)
@@ -100,7 +101,7 @@ def features(
         variables = vit.device_variables
     # Only a setting's first call compiles; later calls just start the program.
     with announced_work("compiling the features"):
-        return _extract_features(variables, images, model, (blocks, norm, fill))
+        return _extract_features(variables, images, model, (block_indices, norm, fill))
 
 
 def _batched_features(pretrained, files, **options):
@@ -108,11 +109,11 @@ def _batched_features(pretrained, files, **options):
     # Copies of the last file fill the last batch, so that one program serves all.
     num_files = len(files)
     padded_files = [*files, *files[-1:] * (-num_files % FILE_BATCH_SIZE)]
-    batches = []
+    results = []
     for start in range(0, num_files, FILE_BATCH_SIZE):
         batch_files = padded_files[start : start + FILE_BATCH_SIZE]
-        batches.append(jax.device_get(features(pretrained, batch_files, **options)))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num_files], *batches)
+        results.append(jax.device_get(features(pretrained, batch_files, **options)))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num_files], *results)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -136,17 +137,17 @@ def make_features_function(
         _check_outputs(outputs)
         patch_paths = follow_patches(outputs.results, outputs.reducer_inputs, fill)
         # Reduction steps up to every block: the index of its path in `patch_paths`.
-        step_counts = np.cumsum([bool(layer.counts) for layer in model.plan])
+        steps_so_far = np.cumsum([bool(planned.counts) for planned in model.plan])
 
         @functools.cache  # the last block may be among `blocks`, too
-        def layer_features(block, block_norm):
-            patch_path = patch_paths[step_counts[block]]
-            layer = _patch_features(outputs.states[block], patch_path, block_norm)
+        def layer_features(block_index, block_norm):
+            patch_path = patch_paths[steps_so_far[block_index]]
+            layer = _patch_features(outputs.states[block_index], patch_path, block_norm)
             return _as_maps(layer, model.config.grid)
 
         final_layer = layer_features(model.depth - 1, last_norm)
         layer_norm = last_norm if norm else None
-        layers = tuple(layer_features(block, layer_norm) for block in blocks)
+        layers = tuple(layer_features(index, layer_norm) for index in blocks)
         return Features(outputs.pooled, *final_layer, layers)
 
     return extract
@@ -185,7 +186,7 @@ def _as_maps(layer, grid):
 
 def _patch_features(state, patch_path, norm):
     """Map a state's tokens to a Layer with lists of patches."""
-    prefix, vectors = jnp.split(state.x, [state.num_prefix], axis=1)
+    prefix, vectors = jnp.split(state.x, [state.num_prefix], axis=1)  # [B, tokens, D]
     # Walk from the tokens back to the patches: one turn per soft reduction on the way.
     while True:
         is_dropped = jnp.zeros(vectors.shape[:2], bool)
@@ -199,10 +200,11 @@ def _patch_features(state, patch_path, norm):
             break
         patch_path, mixing, tokens_before = patch_path.before_mixing
         # An input gets the learned tokens' mean, weighted by how much they took from
-        # it; an input that no learned token used gets 0, not 0 / 0.
+        # it; an input that no learned token used gets 0, not 0 / 0. The matrix is
+        # [B, s, n]: s learned tokens, n inputs.
         weight_sum = jnp.sum(mixing.matrix, axis=1, keepdims=True)
         shares = mixing.matrix / jnp.where(weight_sum > 0, weight_sum, 1.0)
-        # In float32, like the mixing itself; s: learned tokens, n: their inputs.
+        # In float32, like the mixing itself.
         vectors = vectors.astype(jnp.float32)
         vectors = jnp.einsum("bsn,bsd->bnd", shares, vectors, precision="highest")
         vectors = vectors.astype(tokens_before.dtype)

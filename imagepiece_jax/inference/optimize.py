@@ -95,15 +95,15 @@ class Program:
         if not self.is_range_checked and images.dtype != np.uint8:
             stats = self.model.config.mean, self.model.config.std
             # 3: `without_mesh` stands between this call and the user's.
-            is_checked = normalize.warn_if_unnormalized(images, *stats, stacklevel=3)
-            object.__setattr__(self, "is_range_checked", is_checked)  # frozen
+            was_judged = normalize.warn_if_unnormalized(images, *stats, stacklevel=3)
+            object.__setattr__(self, "is_range_checked", was_judged)  # frozen
         num_missing = self.batch_size - num_images
         # NumPy pads without compiling a program for every image count.
         if num_missing and isinstance(images, np.ndarray):
             images = np.pad(images, ((0, num_missing), (0, 0), (0, 0), (0, 0)))
         fits_spec = images.shape == spec.shape and images.dtype == spec.dtype
-        own_devices = {self.device}
-        is_on_device = isinstance(images, jax.Array) and images.devices() == own_devices
+        this_device = {self.device}
+        is_on_device = isinstance(images, jax.Array) and images.devices() == this_device
         # The executable copies NumPy images itself, in a fifth of device_put's time.
         if not (fits_spec and (is_on_device or isinstance(images, np.ndarray))):
             images = jax.device_put(images, self.device)
@@ -116,9 +116,9 @@ class Program:
     def __repr__(self) -> str:
         config = self.model.config
         execution = self.model.execution
-        images = counted_noun(self.batch_size, "image")
+        image_count = counted_noun(self.batch_size, "image")
         return (
-            f"<Program: {images} of {size_text(config.image_size)}, "
+            f"<Program: {image_count} of {size_text(config.image_size)}, "
             f"{self.input_spec.dtype}, on {self.device}; {self.gmacs:.3f} GMACs each, "
             f"{execution.dtype.name}, {config.arch.gelu} GELU, "
             f"{execution.attention_impl} attention, sizes by a "
@@ -128,7 +128,7 @@ class Program:
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _fit_images(images, batch_size, dtype, config):
-    """Pad images, cast them, and normalize them for a program of floats."""
+    """Pad images, [b, H, W, 3], cast and, for a program of floats, normalize them."""
     num_missing = batch_size - images.shape[0]
     images = jnp.pad(images, ((0, num_missing), (0, 0), (0, 0), (0, 0)))
     if dtype != jnp.uint8:
@@ -190,14 +190,15 @@ def make_program_compiler(
     All Programs share the weights, which are copied to the device once.
     """
     check_gelu(pretrained.model, options.gelu)
-    device = options.device
-    if not isinstance(device, jax.Device):
-        device, *_ = jax.local_devices(backend=device)  # of a platform; None: any
+    if isinstance(options.device, jax.Device):
+        device = options.device
+    else:
+        device, *_ = jax.local_devices(backend=options.device)  # a platform; None: any
     dtype = xla_options.fast_dtype(device)
     if options.dtype is not None:
         dtype = xla_options.checked_dtype(options.dtype)
     xla_options.check_dtype(dtype, device.platform)
-    if options.reductions == "fast" and jnp.dtype(dtype).itemsize > 2:
+    if options.reductions == "fast" and jnp.dtype(dtype).itemsize > 2:  # bytes
         raise InputError(f"reductions is 'fast', but dtype is {dtype}")
     pretrained.warn_of_untrained()
     model = pretrained.model.with_execution(dtype=jnp.dtype(dtype))
@@ -225,25 +226,26 @@ def make_program_compiler(
             sharding=SingleDeviceSharding(device),
         )
         start_time = time.perf_counter()
-        max_bytes = SMALL_WEIGHT if batch_size <= SMALL_BATCH else 0
-        arguments = tuple(leaf for leaf in leaves if leaf.nbytes > max_bytes)
+        max_bytes = SMALL_WEIGHT if batch_size <= SMALL_BATCH else 0  # of inner weights
+        large_leaves = tuple(leaf for leaf in leaves if leaf.nbytes > max_bytes)
 
         def logits(arguments, images):
-            remaining = iter(arguments)
-            all_leaves = []
+            argument_iterator = iter(arguments)
+            traced_leaves = []
             for leaf in leaves:
-                all_leaves.append(next(remaining) if leaf.nbytes > max_bytes else leaf)
-            return compute_logits(jax.tree.unflatten(treedef, all_leaves), images)
+                is_argument = leaf.nbytes > max_bytes
+                traced_leaves.append(next(argument_iterator) if is_argument else leaf)
+            return compute_logits(jax.tree.unflatten(treedef, traced_leaves), images)
 
         image_count = counted_noun(batch_size, "image")
         with announced_work(f"compiling the model for {image_count} at a time"):
-            lowered_program = jax.jit(logits).lower(arguments, input_spec)
+            lowered_program = jax.jit(logits).lower(large_leaves, input_spec)
             # pyrefly: ignore[bad-argument-type]  # the stub has no numbers
             executable = lowered_program.compile(compiler_options=compiler_options)
         return Program(
             model=model,
             variables=weights,
-            arguments=arguments,
+            arguments=large_leaves,
             compiled=executable,
             input_spec=input_spec,
             device=device,

@@ -70,6 +70,7 @@ class Predictor:
         check_range("batch_size", batch_size, 1, whole=True)
         smaller_sizes = [size for size in (1, 8) if size < batch_size]
         self.batch_sizes = (*smaller_sizes, batch_size)
+        # np.array copies: a row alone would keep its batch in memory.
         self._as_result = self._most_probable if num_classes else np.array
         self._preprocessing = vit.preprocessing
         self._probabilities = vit.config.head.probabilities
@@ -124,11 +125,11 @@ class Predictor:
                     pixels_or_errors.append(future.result())
                 except UnreadableImage as error:
                     pixels_or_errors.append(error)
-            arrays = [each for each in pixels_or_errors if isinstance(each, np.ndarray)]
+            pixels = [each for each in pixels_or_errors if isinstance(each, np.ndarray)]
             logits_rows = iter(())
-            if arrays:
-                program = self._find_program(len(arrays))
-                logits_rows = iter(np.asarray(program(np.stack(arrays))))
+            if pixels:
+                program = self._find_program(len(pixels))
+                logits_rows = iter(np.asarray(program(np.stack(pixels))))
             for pixels_or_error in pixels_or_errors:
                 if isinstance(pixels_or_error, InputError):
                     yield pixels_or_error
@@ -147,16 +148,18 @@ class Predictor:
         """Yield a Future of every image's pixels; threads read ahead."""
         waiting_futures: collections.deque[Future] = collections.deque()
         for image in images:
+            path_or_pixels = image
             if not isinstance(image, pictures.AnyPath):
                 # Read the pixels now: the caller may change or close the image later.
-                image = pictures.read_pixels(image)
-            arguments = (pictures.crop_picture, image, self._preprocessing)
+                path_or_pixels = pictures.read_pixels(image)
+            arguments = (pictures.crop_picture, path_or_pixels, self._preprocessing)
             waiting_futures.append(self._decode_pool.submit(*arguments))
             if len(waiting_futures) > self.batch_sizes[-1]:  # a full batch ahead
                 yield waiting_futures.popleft()
         yield from waiting_futures
 
     def _most_probable(self, logits):
+        """Return the Predictions of one image; logits: [classes]."""
         probabilities = self._probabilities(logits)
         # Stable: of equal logits, the first class is named.
         indices = np.argsort(-logits, kind="stable")[: self._top]

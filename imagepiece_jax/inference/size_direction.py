@@ -34,11 +34,11 @@ PHOTOGRAPH_FOLDER = pathlib.Path(__file__).with_name("photographs")
 
 def sized_blocks(model: ViT) -> range:
     """List the blocks whose attention sees tokens of several patches."""
-    for index, layer in enumerate(model.plan):
-        if layer.counts is None or layer.step is None:
+    for index, block_plan in enumerate(model.plan):
+        if block_plan.counts is None or block_plan.step is None:  # no reduction
             continue
         # The first step: tokens that it merged stay merged in all later blocks.
-        is_before_attention = layer.step.site == "pre"
+        is_before_attention = block_plan.step.site == "pre"
         first_block = index if is_before_attention else index + 1
         return range(first_block, model.depth)
     return range(0)
@@ -90,7 +90,7 @@ def sample_photographs(image_size: ImageSize) -> UInt8[np.ndarray, "8 height wid
 
 @functools.partial(jax.jit, static_argnums=0)
 def _compute_moments(model, variables, images):
-    """Second moments (C_q, C_k) of each block's queries and keys, [H, d, d] float32."""
+    """Second moments (C_q, C_k) of each block's queries and keys: [heads, d, d]."""
     block_moments = []
 
     def append_moments(call, args, kwargs, context):
@@ -117,12 +117,12 @@ def fold_sizes(
     directions: [blocks, heads, head_dim]; blocks without sizes compute as before
     """
     params = dict(variables["params"])
-    blocks = sized_blocks(model)
-    for index, direction in enumerate(directions):
-        if index not in blocks:
+    block_range = sized_blocks(model)
+    for block_index, direction in enumerate(directions):
+        if block_index not in block_range:
             direction = np.zeros_like(direction)  # no direction is given up
-        block_params = params[f"blocks_{index}"]
+        block_params = params[f"blocks_{block_index}"]
         attention_params = remove_size_directions(block_params["attn"], direction)
-        params[f"blocks_{index}"] = {**block_params, "attn": attention_params}
+        params[f"blocks_{block_index}"] = {**block_params, "attn": attention_params}
     model = model.with_execution(size_encoding="direction")
     return model, {**variables, "params": params}

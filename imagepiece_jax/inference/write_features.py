@@ -66,11 +66,11 @@ def write_features(
         new_paths, num_removed = feature_store.update_rows(store, paths)
         photographs = _RecordedFiles(new_paths)
         # Few photographs get a smaller program; 1: none still need a batch size.
-        device_batch = max(1, min(batch_size, math.ceil(len(new_paths) / len(devices))))
+        per_device = max(1, min(batch_size, math.ceil(len(new_paths) / len(devices))))
         reader = batches.Batches(
             source=photographs,
             transform=vit.preprocessing,
-            batch_size=device_batch * len(devices),
+            batch_size=per_device * len(devices),
             strict=False,
         ).read_batches(threads)
         program = parallel.pmap(compute_columns, program_name="features")
@@ -101,8 +101,9 @@ def write_features(
                     path = new_paths[index]
                     failures[path] = photographs.unreadable.get(path, "not finite")
                     progress.log.info(f"{path} has no row ({failures[path]})")
-                written_indices = indices[is_written]
-                files = [photographs.file_of_index[i] for i in written_indices]
+                files = [
+                    photographs.file_of_index[each] for each in indices[is_written]
+                ]
                 columns = {name: rows[is_written] for name, rows in columns.items()}
                 feature_store.append_rows(store, files, **columns)
                 bar.update(np.sum(indices < len(new_paths)))
@@ -119,6 +120,7 @@ class _RecordedFiles(source.FileSource):
     def stored_image(self, store_index):
         path, label, name = super().stored_image(store_index)
         try:
+            # The name is a whole path, because this source has no folder.
             content, photograph = feature_store.read_photograph(name)
         except OSError:  # `decode` meets the error again and says the reason
             return path, label, name
@@ -138,11 +140,12 @@ def _compute_columns(model, patches, logits, variables, pixels):
 
 def _compute_ahead(program, weights, reader):
     """Yield (batch, outputs) while the devices compute the next batch."""
-    previous = None
+    previous_pair = None
     for batch in reader:
+        # [0]: a batch's images are [1, images, H, W, 3], as for a single device.
         outputs = program(weights, parallel.shard_samples(batch["image"][0]))
-        if previous is not None:
-            yield previous
-        previous = batch, outputs
-    if previous is not None:
-        yield previous
+        if previous_pair is not None:
+            yield previous_pair
+        previous_pair = batch, outputs
+    if previous_pair is not None:
+        yield previous_pair
