@@ -93,7 +93,7 @@ class Batches:
             self.sample_fields = ("label", "mask", "index")
             self.consequence = "it is left out of the evaluation"
             placement = dataclasses.replace(self.placement, accumulation=1)
-            # [devices, images], without the axis of one micro-batch.
+            # [devices, images]: without the axis of its only micro-batch, between them.
             positions = placement.sample_positions(self.batch_size)[:, 0]
             self._steps_per_epoch = math.ceil(len(self.source) / self.batch_size)
         else:
@@ -113,7 +113,7 @@ class Batches:
         self._chunk_places = np.array_split(np.argsort(self._positions), num_chunks)
         self.chunks_per_batch = num_chunks
         self.total_chunks = len(self._steps) * num_chunks  # of all batches
-        # Pixel bytes of the largest chunk, which is the first.
+        # Bytes of the largest chunk, which is the first: 3 colors a pixel.
         max_images = len(self._chunk_places[0])
         self.chunk_bytes = max_images * math.prod(self.transform.shape) * 3
 
@@ -136,14 +136,14 @@ class Batches:
             lambda pair: (batch_start + pair[1]) // self.repeats,  # pair[1]: position
         ):
             source_pixels, sample = self._read_first_readable(epoch, order_index)
-            for place, position in copies:  # place: the copy's part of `pixels`
+            for row, position in copies:  # row: a view of `pixels`
                 try:
-                    place[:] = self._transform_pixels(source_pixels, step, position)
+                    row[:] = self._transform_pixels(source_pixels, step, position)
                 except InputError as error:
                     image_name = self.source.image_name(sample.index)
                     if self.strict:
                         raise InputError(f"{image_name}: {error}") from error
-                    place[:] = 0
+                    row[:] = 0
                     misfit = UnreadableImage(image_name, f"it does not fit: {error}")
                     sample = sample._replace(mask=0.0, image_errors=[misfit])
                 samples.append(sample)
@@ -158,7 +158,7 @@ class Batches:
             following_indices = order_index + np.arange(MAX_UNREADABLE_IN_A_ROW)
             candidate_indices = order[following_indices % len(order)].tolist()
         elif order_index >= len(self.source):
-            return None, Sample(0, order_index, 0.0, [])  # padding
+            return None, Sample(0, order_index, 0.0, [])  # padding: label 0, mask 0
         image_errors = []
         for index in candidate_indices:
             image = self.source[index]
@@ -237,7 +237,7 @@ class BatchReader:
                 chunks.append(wait_for_chunk())
             # Recorded by the consuming thread, in order of position: the record does
             # not depend on the pool.
-            self._record_damaged_images(chunks)
+            self._record_unreadable_images(chunks)
             batch = self._batches.join_chunks(chunks)
             self._submit_chunks(len(chunks))
         except BaseException:  # also the last batch: its StopIteration ends the pool
@@ -249,8 +249,8 @@ class BatchReader:
         for chunk_number in itertools.islice(self._chunk_numbers, num_chunks):
             self._chunk_waits.append(self._pool.submit_task(chunk_number))
 
-    def _record_damaged_images(self, chunks):
-        """Record damaged images in the source; if strict, refuse too many."""
+    def _record_unreadable_images(self, chunks):
+        """Record unreadable images; if strict, refuse too many, also in a row."""
         source = self._batches.source
         for sample in itertools.chain(*[chunk.samples for chunk in chunks]):
             if not self._batches.strict:
@@ -259,7 +259,7 @@ class BatchReader:
             elif sample.image_errors:
                 self._recent_errors += sample.image_errors
                 source.record_unreadable(self._recent_errors, self._batches.consequence)
-            if sample.mask:
+            if sample.mask:  # a readable image ends the row
                 self._recent_errors = []
 
     def close(self) -> None:

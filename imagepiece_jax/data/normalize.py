@@ -35,7 +35,7 @@ class Normalization:
             channels = tuple(getattr(self, name))
             if len(channels) != 3:
                 raise InputError(f"{name} is {channels}; it must be three numbers")
-            for channel in channels:
+            for channel in channels:  # std is a divisor, so it is not 0
                 check_range(name, channel, 0, 1, above=0 if name == "std" else None)
             object.__setattr__(self, name, tuple(map(float, channels)))
 
@@ -49,9 +49,9 @@ def normalize(
         kind = f"{images.dtype} {list(images.shape)}"
         raise InputError(f"images is {kind}; it must be pixels, uint8 [..., 3]")
     normalization = Normalization(mean, std)
-    shape = (1,) * (images.ndim - 1) + (3,)
-    channel_mean = np.array(normalization.mean, np.float32).reshape(shape)
-    channel_std = np.array(normalization.std, np.float32).reshape(shape)
+    channel_shape = (1,) * (images.ndim - 1) + (3,)  # of images [..., 3]
+    channel_mean = np.array(normalization.mean, np.float32).reshape(channel_shape)
+    channel_std = np.array(normalization.std, np.float32).reshape(channel_shape)
     pixels = jnp.asarray(images, jnp.float32)
     return (pixels / np.float32(255) - channel_mean) / channel_std
 
@@ -68,6 +68,7 @@ def check_images(
     """
     shape = images.shape
     dtype = images.dtype
+    # A list times False is empty.
     kinds = ["normalized floats"] * takes_floats + ["uint8"] * takes_pixels
     # Other integers would pass through a model, and mean nothing there.
     is_allowed = takes_floats and jnp.issubdtype(dtype, jnp.floating)
@@ -114,7 +115,7 @@ def warn_if_unnormalized(
     largest_normalized = max(abs(black).max(), abs(white).max())
     if np.isnan(lowest):
         fault = "not all numbers: some are NaN"
-    elif max(-lowest, highest) > max(10, 2 * largest_normalized):
+    elif max(-lowest, highest) > max(10, 2 * largest_normalized):  # usual: up to 3
         fault = "far from 0, as pixels of 0 .. 255"
     elif lowest >= 0 and highest <= 1 and black.min() < 0:
         fault = "all from 0 to 1, as pixels before normalization"

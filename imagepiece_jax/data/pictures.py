@@ -91,7 +91,7 @@ def as_source(images: Any, split: str = "train") -> Source:
         images = [images]
     pictures = [*list_pictures(images)[0]]
     if all(isinstance(picture, AnyPath) for picture in pictures):
-        return FileSource("", find_images(pictures, split))
+        return FileSource("", find_images(pictures, split))  # "": below no root
     return ArraySource([read_pixels(picture) for picture in pictures])
 
 
@@ -102,30 +102,31 @@ def find_images(paths: Sequence[AnyPath], split: str | None = None) -> list[str]
 
     split: "train": folders with splits give only training images
     """
-    files = []
-    for typed_path in paths:
-        path = os.path.expanduser(typed_path)
+    image_paths = []
+    for given_path in paths:
+        path = os.path.expanduser(given_path)
         os.stat(path)  # names a missing file
         if os.path.isdir(path):
-            files += find_folder_images(path, only_train=split == "train")
+            image_paths += find_folder_images(path, only_train=split == "train")
         elif str(path).lower().endswith(".txt"):
-            files += _read_path_list(path)
+            image_paths += _read_path_list(path)
         else:
-            files.append(os.fspath(path))
-    if not files:
-        rule = "after the weights give images, folders or .txt lists of paths"
-        raise InputError(f"images is empty; {rule}")
-    return files
+            image_paths.append(os.fspath(path))
+    if not image_paths:
+        hint = "after the weights give images, folders or .txt lists of paths"
+        raise InputError(f"images is empty; {hint}")
+    return image_paths
 
 
-def _read_path_list(file):
+def _read_path_list(list_path):
     """Paths listed in a text file, without blanks around them."""
-    # splitlines() would also split at other characters.
-    lines = map(str.strip, read_text(file, "surrogateescape").split("\n"))
+    # splitlines() would also split at other characters. File names may be any bytes.
+    lines = map(str.strip, read_text(list_path, "surrogateescape").split("\n"))
     paths = [os.path.expanduser(line) for line in lines if line]
     # Relative paths start at the current folder or, if none exists there, at the list.
     relative_paths = [path for path in paths if not os.path.isabs(path)]
-    folder = "" if any(map(os.path.exists, relative_paths)) else os.path.dirname(file)
+    exists_here = any(map(os.path.exists, relative_paths))
+    folder = "" if exists_here else os.path.dirname(list_path)
     return [os.path.join(folder, path) for path in paths]
 
 

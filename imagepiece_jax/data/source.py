@@ -124,7 +124,7 @@ class Source(abc.ABC):
         num_sampled = min(len(self), SAMPLED_IMAGES)
         num_gaps = max(1, num_sampled - 1)
         last_index = len(self) - 1
-        sampled_indices = [n * last_index // num_gaps for n in range(num_sampled)]
+        sampled_indices = [gap * last_index // num_gaps for gap in range(num_sampled)]
         return self._digest_with_content(sampled_indices)
 
     @functools.cached_property
@@ -133,7 +133,7 @@ class Source(abc.ABC):
         return self._digest_with_content(range(len(self)))
 
     def _digest_with_content(self, content_indices):
-        """Digest of all images' identities, and of the content at these indices."""
+        """16 hex digits: all images' identities, and the content at these indices."""
         source_hash = hashlib.sha256(str(len(self)).encode())
         for identity_part in self.identity_bytes(np.asarray(self.indices)):
             source_hash.update(hashlib.sha256(identity_part).digest())
@@ -143,8 +143,8 @@ class Source(abc.ABC):
             return str(label).encode() + hashlib.sha256(_image_bytes(picture)).digest()
 
         with ThreadPool(FILE_THREADS) as pool:
-            for entry in pool.imap(label_and_digest, content_indices):
-                source_hash.update(entry)
+            for content_bytes in pool.imap(label_and_digest, content_indices):
+                source_hash.update(content_bytes)
         return source_hash.hexdigest()[:16]
 
     def identity_bytes(self, indices: np.ndarray) -> Iterator[bytes]:
@@ -167,8 +167,8 @@ class Source(abc.ABC):
                 log.warning("%s: %s", error, consequence)
         are_too_many = len(self.unreadable) > MAX_UNREADABLE_SHARE * len(self)
         if are_too_many or len(recent_errors) >= MAX_UNREADABLE_IN_A_ROW:
-            images = f"{len(self.unreadable)} of {len(self)} images"
-            raise InputError(f"{recent_errors[0]}, as {images} cannot be read")
+            share_text = f"{len(self.unreadable)} of {len(self)} images"
+            raise InputError(f"{recent_errors[0]}, as {share_text} cannot be read")
 
     def evenly_spaced(self, count: int | None) -> Self:
         """Take `count` evenly spaced images; all if count is None or not smaller."""

@@ -174,7 +174,7 @@ def _check_shared_memory(needed_bytes):
 
 def _serve_tasks(memory_fd, result_fd, function_start, buffer_bytes, threads):
     """Run a worker process: read tasks from stdin, write results to a pipe."""
-    memory = mmap.mmap(memory_fd, 0)
+    memory = mmap.mmap(memory_fd, 0)  # 0: the whole file
     result_stream = os.fdopen(result_fd, "wb")
     # Threads share both pipes, and a message is more than one read or write.
     receive_lock = threading.Lock()

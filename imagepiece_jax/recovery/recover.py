@@ -43,7 +43,7 @@ DIVERGENCE_FACTOR = 2.0
 UNLIMITED_STEPS = 10**9  # more than fit in any time limit
 MAX_ATTEMPTS = 4  # every retry has a quarter of the learning rate
 
-RunMetrics = dict[str, Float[np.ndarray, " runs"]]  # by the metric's name
+StretchMetrics = dict[str, Float[np.ndarray, " stretches"]]  # by the metric's name
 
 log = logging.getLogger("imagepiece_jax.recover")
 
@@ -191,7 +191,7 @@ class StudentTraining:
         self.step_cost = 0.0 if self.is_timed else 1.0  # the last step's part
         self.curve = []  # (training step, mean distance)
         self.trained_params = None  # last weights; None: not better than the start
-        self.metrics_before: RunMetrics = {}  # by `measure_and_compile`
+        self.metrics_before: StretchMetrics = {}  # by `measure_and_compile`
 
     def make_crops(self, steps: int) -> Batches:
         """Batches of random crops for `steps` steps."""
@@ -213,7 +213,7 @@ class StudentTraining:
         if math.isinf(mean_metric(self.metrics_before)):
             raise InputError(f"{self.fit.student!r}: outputs are not finite")
         if self.fit.student.recovered_variant:
-            self.off_the_shelf_metrics = self.measure_runs(is_dense=True)
+            self.off_the_shelf_metrics = self.measure_stretches(is_dense=True)
         # The step has learning rate 0, and `StudentFit.reset_state` resets its moments.
         for batch in self.make_crops(1).read_batches():
             # [:, 0]: a recovery's step has one micro-batch.
@@ -252,9 +252,9 @@ class StudentTraining:
         with contextlib.closing(reader):
             for batch in reader:
                 # The learning rate at the middle of the step.
-                share = min(1.0, self.finished_share(ahead=0.5))
-                warm_up = min(1.0, share / WARM_UP_SHARE)
-                lr = self.lr * (warm_up * math.cos(math.pi / 2 * share) ** 2)
+                middle_share = min(1.0, self.finished_share(ahead=0.5))
+                warm_up = min(1.0, middle_share / WARM_UP_SHARE)
+                lr = self.lr * (warm_up * math.cos(math.pi / 2 * middle_share) ** 2)
                 # Waiting for the loss gives true step times and a prompt Ctrl-C. A
                 # recovery's step has one micro-batch, [:, 0] of the batch.
                 loss = np.asarray(self.fit.train_step(batch["image"][:, 0], lr))
@@ -282,19 +282,25 @@ class StudentTraining:
         # Earlier attempts may have used up the time.
         return (self.spent_budget + ahead * self.step_cost) / max(1e-9, self.budget)
 
-    def measure_runs(self, is_dense: bool = False) -> RunMetrics:
-        """Measure held-out images, per run; `is_dense`: with the dense parameters."""
-        metrics = self.fit.measure_held_out(self.held_out_pairs, is_dense)
-        # Neighboring images may be alike, so the interval counts runs, not images.
-        runs = self.image_split.runs[metrics.pop("index")]
-        run_sizes = np.bincount(runs)
-        for name, image_values in metrics.items():
-            metrics[name] = np.bincount(runs, image_values) / run_sizes
-        return metrics
+    def measure_stretches(self, is_dense: bool = False) -> StretchMetrics:
+        """Mean metrics of the held-out images, per stretch of neighboring files.
 
-    def extend_curve(self) -> RunMetrics:
-        """Return `measure_runs`, with their mean distance added to the curve."""
-        metrics = self.measure_runs()
+        is_dense: whether the student has the dense model's values
+        """
+        metrics_of_images = self.fit.measure_held_out(self.held_out_pairs, is_dense)
+        # Neighboring images may be alike, so the interval counts stretches, not images.
+        indices = metrics_of_images.pop("index")
+        stretch_of_image = self.image_split.stretch_of_image[indices]
+        stretch_sizes = np.bincount(stretch_of_image)
+        stretch_metrics = {}
+        for name, image_values in metrics_of_images.items():
+            value_sums = np.bincount(stretch_of_image, image_values)
+            stretch_metrics[name] = value_sums / stretch_sizes
+        return stretch_metrics
+
+    def extend_curve(self) -> StretchMetrics:
+        """Return `measure_stretches`, with their mean distance added to the curve."""
+        metrics = self.measure_stretches()
         self.curve.append((self.steps_done, mean_metric(metrics)))
         log.info("recover: step %s, %.4f", *self.curve[-1])
         return metrics
@@ -303,12 +309,11 @@ class StudentTraining:
         """Describe the result; `dense` is the teacher."""
         student = self.fit.student
         recipe = self.fit.recipe
-        distances = self.metrics_after["distance"], self.metrics_before["distance"]
-        distance_change = mean_difference(*distances)
-        all_metrics = (self.metrics_before, self.metrics_after)
-        agreements = [
-            100 * mean_metric(metrics, "agreement") for metrics in all_metrics
-        ]
+        distance_change = mean_difference(
+            self.metrics_after["distance"], self.metrics_before["distance"]
+        )
+        agreement_before = 100 * mean_metric(self.metrics_before, "agreement")
+        agreement_after = 100 * mean_metric(self.metrics_after, "agreement")
         learned_values = {}
         learned_digests = self.image_split.digests
         if student.recovered_variant:  # it started from the values of its last recovery
@@ -330,20 +335,20 @@ class StudentTraining:
             before=mean_metric(self.metrics_before),
             after=mean_metric(self.metrics_after),
             interval=(distance_change.low, distance_change.high),
-            agreement=(agreements[0], agreements[1]),
+            agreement=(agreement_before, agreement_after),
             lr=self.lr,
             curve=tuple(self.curve),
             stopped=bool(self.stop_signals),
             changed=self.trained_params is not None,
             image_size=student.image_size,
             depth=student.model.depth,
-            weights=dense.origin.name or None,
+            weights=dense.origin.name or None,  # None: a model made in memory
             share=student.gmacs / dense.gmacs,
             learned=learned_digests,
             values=learned_values,
         )
 
 
-def mean_metric(metrics: RunMetrics, name: str = "distance") -> float:
+def mean_metric(metrics: StretchMetrics, name: str = "distance") -> float:
     """Mean of a metric; infinity for NaN, so that NaN is never better."""
     return float(np.nan_to_num(metrics[name].mean(), nan=np.inf, posinf=np.inf))

@@ -22,9 +22,9 @@ CROP_AREA = (0.4, 1.0)
 HELD_OUT_FRACTION = 5  # one image in five is held out
 MIN_HELD_OUT = 16  # the fewest held-out images
 MAX_HELD_OUT = 500  # the most held-out images
-# Runs of neighboring files that are held out: few runs split few bursts. On a folder
-# sorted by class, 8 runs double the interval of independent images; 16 do not widen it.
-HELD_OUT_RUNS = 16
+# Stretches of neighboring files that are held out: few split few bursts. On a folder
+# sorted by class, 8 double the interval of independent images; 16 do not widen it.
+HELD_OUT_STRETCHES = 16
 DIGEST_DIGITS = 8  # hex digits of an image's digest; 1 pair in 4 billion shares it
 DECODE_THREADS = 2
 
@@ -36,14 +36,14 @@ class ImageSplit(NamedTuple):
 
     training: Source
     held_out: Source
-    runs: np.ndarray  # number of every held-out image's run
+    stretch_of_image: np.ndarray  # by held-out image: the number of its stretch
     digests: str  # of the training images, as in `RecoveredVariant.learned`
 
 
 def split_images(
     source: Source, batch_size: int, learned_digests: str = ""
 ) -> ImageSplit:
-    """Hold out a fifth, 16 to 500 images, in runs of neighbors that are evenly spaced.
+    """Hold out a fifth, 16 to 500 images, in evenly spaced stretches of neighbors.
 
     Frames of a burst have neighboring files. Of more than 10,000 images, 10,000 evenly
     spaced ones are used. Exact copies are dropped; near copies are not looked for.
@@ -53,8 +53,8 @@ def split_images(
     """
     sample = source.evenly_spaced(MAX_IMAGES)
     if sample is not source:
-        count = f"{len(sample):,} of the {len(source):,} images"
-        log.warning("%s are taken, evenly spaced", count)
+        count_text = f"{len(sample):,} of the {len(source):,} images"
+        log.warning("%s are taken, evenly spaced", count_text)
     index_by_digest = read_digests(sample)
     digests = np.array([*index_by_digest])
     num_images = len(digests)
@@ -62,25 +62,26 @@ def split_images(
     if num_images < num_needed:
         uses = f"{MIN_HELD_OUT} to hold out, and {batch_size} others"
         raise InputError(f"images has {num_images}, not {num_needed}: {uses}")
-    old_digests = re.findall("." * DIGEST_DIGITS, learned_digests)
-    candidates = np.flatnonzero(~np.isin(digests, old_digests))
+    used_digests = re.findall("." * DIGEST_DIGITS, learned_digests)
+    candidates = np.flatnonzero(~np.isin(digests, used_digests))
     if len(candidates) < MIN_HELD_OUT:
-        lack = f"{len(candidates)} that have not trained the model"
-        raise InputError(f"images has only {lack}; {MIN_HELD_OUT} are needed")
-    num_held_out = min(MAX_HELD_OUT, max(MIN_HELD_OUT, num_images // HELD_OUT_FRACTION))
-    num_held_out = min(num_held_out, num_images - batch_size, len(candidates))
+        lack_text = f"{len(candidates)} that have not trained the model"
+        raise InputError(f"images has only {lack_text}; {MIN_HELD_OUT} are needed")
+    wanted_count = max(MIN_HELD_OUT, num_images // HELD_OUT_FRACTION)
+    most_count = min(MAX_HELD_OUT, num_images - batch_size, len(candidates))
+    num_held_out = min(wanted_count, most_count)
     # The first images of every sixteenth.
-    run_of_image = np.sort(np.arange(num_held_out) % HELD_OUT_RUNS)
-    run_sizes = np.bincount(run_of_image)
+    stretch_of_image = np.sort(np.arange(num_held_out) % HELD_OUT_STRETCHES)
+    stretch_sizes = np.bincount(stretch_of_image)
     is_held_out = np.zeros(num_images, bool)
-    sixteenths = np.array_split(candidates, HELD_OUT_RUNS)
-    for sixteenth, run_size in zip(sixteenths, run_sizes, strict=True):
-        is_held_out[sixteenth[:run_size]] = True
+    sixteenths = np.array_split(candidates, HELD_OUT_STRETCHES)
+    for sixteenth, stretch_size in zip(sixteenths, stretch_sizes, strict=True):
+        is_held_out[sixteenth[:stretch_size]] = True
     sample_indices = np.array([*index_by_digest.values()])
     return ImageSplit(
         training=sample.subset(sample_indices[~is_held_out]),
         held_out=sample.subset(sample_indices[is_held_out]),
-        runs=run_of_image,
+        stretch_of_image=stretch_of_image,
         digests="".join(digests[~is_held_out]),
     )
 
@@ -88,27 +89,27 @@ def split_images(
 def read_digests(source: Source) -> dict[str, int]:
     """{digest: index} of the readable images; of exact copies the first counts."""
 
-    def read_digest(index):
+    def digest_or_damage(index):
         image = source[index]
         if image.pixels is None:
             return image.damage
-        digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=DIGEST_DIGITS // 2)
-        return digest.hexdigest()
+        hasher = hashlib.blake2b(image.pixels.tobytes(), digest_size=DIGEST_DIGITS // 2)
+        return hasher.hexdigest()
 
     index_by_digest = {}
     num_copies = 0
     indices = range(len(source))
     pool = concurrent.futures.ThreadPoolExecutor(available_cores())
     try:
-        digests = pool.map(read_digest, indices)
+        outcomes = pool.map(digest_or_damage, indices)
         for index in with_progress_bar(indices, "looking through the images"):
-            digest = next(digests)
-            if not isinstance(digest, str):  # the damage
-                log.warning("%s: it is left out", digest)
-            elif digest in index_by_digest:
+            outcome = next(outcomes)
+            if not isinstance(outcome, str):  # the damage
+                log.warning("%s: it is left out", outcome)
+            elif outcome in index_by_digest:
                 num_copies += 1
             else:
-                index_by_digest[digest] = index
+                index_by_digest[outcome] = index
     finally:  # after Ctrl-C, too: images that wait are not read
         pool.shutdown(cancel_futures=True)
     if num_copies:

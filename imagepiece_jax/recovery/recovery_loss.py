@@ -49,7 +49,7 @@ def relative_change(
     kept_mask: 1: the feature counts, 0: it does not; None: all count
     """
     squared_distance = jnp.sum((student_features - teacher_features) ** 2, axis=-1)
-    change = squared_distance / jnp.sum(teacher_features**2, axis=-1)
+    change = squared_distance / jnp.sum(teacher_features**2, axis=-1)  # [batch, ..]
     if change.ndim == 1:  # one feature per image
         return change
     if kept_mask is None:
@@ -109,7 +109,7 @@ class OutputComparison:
             per_block = [state.x[:, 0].astype(jnp.float32) for state in outputs.states]
             arrays["class_tokens"] = jnp.stack(per_block, axis=1)
         if "patches" in self.term_weights:
-            tokens = outputs.tokens[:, model.config.arch.prefix :]
+            tokens = outputs.tokens[:, model.config.arch.prefix :]  # [B, tokens, D]
             # After the last block; None if no block reduces: patch n is token n.
             token_of_patch = follow_patches(outputs.results)[-1].token_of_patch
             arrays["patches"] = gather_tokens(tokens, token_of_patch)
@@ -141,7 +141,7 @@ class OutputComparison:
     def measure_images(
         self, predictions: ComparedOutputs, targets: ComparedOutputs
     ) -> dict[str, jax.Array]:
-        """{"distance": [B], "agreement": whether both have the same top class}."""
+        """Compare images: {"distance": [B], "agreement": [B], of the top classes}."""
         terms = self.loss_terms(predictions, targets)
         # The distance between features is the mean over pooled vector and patches.
         distance = terms["outputs"]
@@ -155,5 +155,5 @@ class OutputComparison:
 def find_top_class(logits: Logits) -> jax.Array:
     """Most probable class, [B]; of a single class, whether it is probable."""
     if logits.shape[-1] == 1:
-        return logits[:, 0] > 0
+        return logits[:, 0] > 0  # a probability above one half
     return jnp.argmax(logits, -1)

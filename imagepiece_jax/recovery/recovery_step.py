@@ -66,7 +66,7 @@ def step_size(name: str, param: Float[Array, "..."]) -> Float[Array, ""]:
         return param_size
     # An output sums n products: a step adds up n-fold, the kernel's own values only
     # sqrt(n)-fold.
-    num_inputs = param.size // param.shape[-1]
+    num_inputs = param.size // param.shape[-1]  # a kernel is [*inputs, outputs]
     return param_size / math.sqrt(num_inputs)
 
 
@@ -152,7 +152,7 @@ class StudentFit:
     def measure_held_out(
         self, held_out_pairs: list[tuple], is_dense: bool = False
     ) -> dict[str, Shaped[np.ndarray, " images"]]:
-        """`OutputComparison.measure_images` and "index".
+        """Measure held-out images: `OutputComparison.measure_images`, and "index".
 
         held_out_pairs: the images, from `DenseTeacher.pair_outputs`
         is_dense: whether the student has the dense model's values
@@ -169,7 +169,7 @@ class StudentFit:
             )
             batch_arrays = parallel.local_rows(batch_metrics)
             batch_arrays["index"] = batch["index"]
-            is_image = batch["mask"]  # False: padding, or unreadable
+            is_image = batch["mask"]  # [devices, m]; False: padding, or unreadable
             for name, array in batch_arrays.items():
                 rows_by_name.setdefault(name, []).append(array[is_image])
         # Sorted, so that the order does not depend on the number of devices.
@@ -224,7 +224,7 @@ def trained_part(params: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     is_norm = "scale" in params  # no other layer has one
     trained_params: dict[str, Any] = {}
     for name, subtree in params.items():
-        is_bias_or_factor = name in ("bias", "gamma")
+        is_bias_or_factor = name in ("bias", "gamma")  # gamma: layer scale factors
         if isinstance(subtree, Mapping):
             trained_params[name] = trained_part(subtree, kind)
         elif is_norm or (kind == "biases" and is_bias_or_factor):

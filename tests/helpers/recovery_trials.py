@@ -27,9 +27,9 @@ def run_recovery(vit, images=None, **fields):
     return imagepiece_jax.recover(vit, images, **options)
 
 
-def held_out_logits(vit, runs=16):
+def held_out_logits(vit, stretches=16):
     """A model's logits for the held-out images of `noise`, float64."""
-    images = noise()[np.arange(48) % (48 // runs) < 16 // runs]
+    images = noise()[np.arange(48) % (48 // stretches) < 16 // stretches]
     images = imagepiece_jax.normalize(images, vit.config.mean, vit.config.std)
     return tiny_vit.logits(vit.model)(vit.variables, images).astype(float)
 

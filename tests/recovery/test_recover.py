@@ -62,14 +62,14 @@ def test_the_report_has_metrics_of_held_out_images(vit, better):
     assert report.agreement == pytest.approx(agreement)
 
 
-def test_the_interval_counts_runs_of_neighbors(vit, monkeypatch):
-    monkeypatch.setattr(recovery_images, "HELD_OUT_RUNS", 4)
+def test_the_interval_counts_stretches_of_neighbors(vit, monkeypatch):
+    monkeypatch.setattr(recovery_images, "HELD_OUT_STRETCHES", 4)
     recovered = run_recovery(vit)
     (report,) = recovered.recovery.variants
     models = (vit.with_reduction(None), recovered, vit)
-    dense, *logits = [held_out_logits(model, runs=4) for model in models]
-    run_means = [oracles.kl(dense, row).reshape(4, 4).mean(1) for row in logits]
-    change = statistics.mean_difference(*run_means)
+    dense, *logits = [held_out_logits(model, stretches=4) for model in models]
+    stretch_means = [oracles.kl(dense, row).reshape(4, 4).mean(1) for row in logits]
+    change = statistics.mean_difference(*stretch_means)
     assert report.interval == pytest.approx(change[1:], abs=1e-4 * report.before)
 
 

@@ -19,16 +19,16 @@ def test_the_last_batch_of_an_evaluation_is_padded():
 
 
 @pytest.mark.parametrize("count, held_out", [(32, 16), (103, 20), (4000, 500)])
-def test_runs_of_neighboring_images_are_held_out(count, held_out):
+def test_stretches_of_neighboring_images_are_held_out(count, held_out):
     pixels = np.arange(count, dtype=np.uint16).view(np.uint8).reshape(count, 1, 2, 1)
     source = ArraySource(np.repeat(pixels, 3, axis=3))
     parts = recovery_images.split_images(source, 16)
     assert (len(parts.held_out), len(parts.training)) == (held_out, count - held_out)
     indices = parts.held_out.indices
     assert not {*indices} & {*parts.training.indices}
-    runs = np.cumsum(np.diff(indices, prepend=-2) > 1) - 1
-    assert runs[-1] == 15
-    np.testing.assert_array_equal(parts.runs, runs)
+    stretches = np.cumsum(np.diff(indices, prepend=-2) > 1) - 1
+    assert stretches[-1] == 15
+    np.testing.assert_array_equal(parts.stretch_of_image, stretches)
 
 
 def test_damaged_images_and_copies_are_left_out(tmp_path):

@@ -55,16 +55,17 @@ def open_csv(path: str, request: source.SplitRequest) -> source.FileSource:
     if request.split == "train":
         absent_labels = {*range(request.num_classes or 0)}.difference(labels)
     if not split_rows or absent_labels:
-        label_text = f"and label {min(absent_labels)}" if absent_labels else ""
-        raise InputError(f"{path} has no row with split {request.split!r} {label_text}")
+        absent_text = f"and label {min(absent_labels)}" if absent_labels else ""
+        row_text = f"row with split {request.split!r} {absent_text}"
+        raise InputError(f"{path} has no {row_text}")
     num_classes = request.num_classes or 1 + max(row.label for row in rows)
     class_names = None
     if name_of_label:
         class_names = tuple(map(name_of_label.get, range(num_classes)))
     files = [row.file for row in split_rows]
-    table = source.FileSource(root, files, labels, num_classes, class_names)
-    table.split = splits[request.split]
-    return table
+    file_source = source.FileSource(root, files, labels, num_classes, class_names)
+    file_source.split = splits[request.split]
+    return file_source
 
 
 def _read_rows(path, default_split):
@@ -77,8 +78,8 @@ def _read_rows(path, default_split):
         # Of two equal columns the last would win silently.
         has_equal_columns = any(columns.count(name) > 1 for name in COLUMN_NAMES)
         if has_equal_columns or "filename" not in columns:
-            rule = "one must be 'filename', none twice"
-            raise InputError(f"the columns are {columns}; {rule}")
+            requirement = "one must be 'filename', none twice"
+            raise InputError(f"the columns are {columns}; {requirement}")
         for fields in table:
             # csv keeps surplus fields under None. A comma at the end gives "".
             if any(fields.get(None, ())):
@@ -86,8 +87,8 @@ def _read_rows(path, default_split):
             split = fields.get("split", default_split).strip()
             check_choice("split", split, source.SPLIT_NAMES)
             class_name = composed_name(fields.get("class", "").strip())
-            entries = (split, fields["filename"], fields.get("label"), class_name)
-            rows.append(_TableRow(table.line_num, *entries))
+            texts = (split, fields["filename"], fields.get("label"), class_name)
+            rows.append(_TableRow(table.line_num, *texts))
     except (InputError, csv.Error) as error:
         raise InputError(f"{path} line {table.line_num}: {error}") from error
     return rows
@@ -100,9 +101,9 @@ def _parse_label(label_text, num_classes):
     # Stricter than int(), which also takes 1_0.
     digits = label_text.strip()
     if not digits.isdecimal() or (num_classes and int(digits) >= num_classes):
-        rule = "a whole number from 0"
-        rule += f" below num_classes, {num_classes}" if num_classes else ""
-        raise InputError(f"label is {label_text!r}; it must be {rule}")
+        requirement = "a whole number from 0"
+        requirement += f" below num_classes, {num_classes}" if num_classes else ""
+        raise InputError(f"label is {label_text!r}; it must be {requirement}")
     return int(digits)
 
 

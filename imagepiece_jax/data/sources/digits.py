@@ -10,9 +10,9 @@ from imagepiece_jax.data.source import ArraySource, SplitRequest, check_num_clas
 
 
 def open_digits(path: str, request: SplitRequest) -> ArraySource:
-    """Open a split of the digits, enlarged to 16x16; `path` is ""."""
+    """Open a split of the digits, enlarged to 16x16; the name has no `path`."""
     check_num_classes(request.num_classes, 10, "data set digits")
-    digits, labels = read_digits()
+    digits, labels = read_digits()  # [images, 8, 8] from 0 to 16, and [images]
     is_test_image = _draw_test_images(labels)
     is_in_split = ~is_test_image if request.split == "train" else is_test_image
     indices = np.flatnonzero(is_in_split)
@@ -30,7 +30,7 @@ def open_digits(path: str, request: SplitRequest) -> ArraySource:
 def read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Images [1797, 8, 8] of levels 0 to 16, and labels; digits.txt has the source."""
     with gzip.open(pathlib.Path(__file__).parent / "digits.csv.gz", "rt") as file:
-        table = np.loadtxt(file, np.int32, delimiter=",")
+        table = np.loadtxt(file, np.int32, delimiter=",")  # [images, 64 and a label]
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
 
 

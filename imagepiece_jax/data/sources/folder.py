@@ -113,8 +113,9 @@ def find_split_folders(folder: AnyPath, labeled: bool = False) -> dict[str, str]
     # the only split, and another folder or `folder` itself has images.
     has_images_in_split = not image_folders.isdisjoint(splits.values())
     may_be_classes = has_images_in_split or len(splits) == 1
-    has_other_images = bool(image_folders.difference(source.SPLIT_NAMES))
-    has_other_images = has_other_images or (bool(image_names) and not labeled)
+    has_root_images = bool(image_names) and not labeled
+    has_other_folders = bool(image_folders.difference(source.SPLIT_NAMES))
+    has_other_images = has_root_images or has_other_folders
     return {} if may_be_classes and has_other_images else splits
 
 
@@ -167,24 +168,24 @@ def open_class_folders(root: str, request: source.SplitRequest) -> source.FileSo
     label_of_name = class_names.labels_by_name(names_by_label)
     listing = FolderListing([], left_out_paths)
     labels = []
-    name_of_label = {}
+    folder_name_of_label = {}
     for folder in class_folders:
         folder_name = _printable_name(folder)
         class_name = class_names.canonical_name(folder_name)
         label = label_of_name.get(class_name)
         if label is None:
-            count = "two classes" if class_name in label_of_name else "no class"
+            owners = "two classes" if class_name in label_of_name else "no class"
             raise InputError(
-                f"{title} has class {folder_name!r}, the name of {count} of the model; "
-                "rename the folder, or load the model with class_names="
+                f"{title} has class {folder_name!r}, the name of {owners} of the "
+                "model; rename the folder, or load the model with class_names="
             )
-        name_of_label[label] = folder_name
+        folder_name_of_label[label] = folder_name
         class_listing = list_images(root, os.path.join(subfolder, folder))
         listing.image_paths.extend(class_listing.image_paths)
         listing.left_out_paths.extend(class_listing.left_out_paths)
         labels += [label] * len(class_listing.image_paths)
     # None for the model's classes without a folder.
-    names_in_data = tuple(map(name_of_label.get, range(num_classes)))
+    names_in_data = tuple(map(folder_name_of_label.get, range(num_classes)))
     return _make_source(root, subfolder, listing, labels, num_classes, names_in_data)
 
 

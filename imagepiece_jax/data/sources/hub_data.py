@@ -30,8 +30,8 @@ def open_hub_data(path: str, request: source.SplitRequest) -> "HubSource":
         raise InputError(f"{title} cannot be opened: {one_line(error)}") from error
     split_name = source.find_splits(splits, title).get(request.split)
     if split_name is None or not len(splits[split_name]):
-        names = ", ".join(splits)
-        raise InputError(f"{title} has {names}, and no row for {request.split}")
+        split_names = ", ".join(splits)
+        raise InputError(f"{title} has {split_names}, and no row for {request.split}")
     columns = ["image", "label"] if request.labeled else ["image"]
     try:
         rows = splits[split_name].select_columns(columns)
@@ -41,11 +41,11 @@ def open_hub_data(path: str, request: source.SplitRequest) -> "HubSource":
         raise error_type(f"{title} needs {columns}: {one_line(error)}") from error
     split_title = f"{title}/{split_name}"
     if not request.labeled:
-        return HubSource(rows, split_title, np.full(len(rows), -1), 0)
+        return HubSource(rows, split_title, np.full(len(rows), -1), 0)  # -1: no label
     labels = rows.select_columns("label").with_format("numpy")[:]["label"]
     class_names = None
     # A missing label makes all of them floats.
-    are_integers = labels.dtype.kind in "iu" and labels.ndim == 1
+    are_integers = labels.dtype.kind in "iu" and labels.ndim == 1  # u: unsigned
     num_classes = request.num_classes or (int(labels.max()) + 1 if are_integers else 0)
     if isinstance(rows.features["label"], datasets.ClassLabel):
         stored_names = tuple(rows.features["label"].names)

@@ -18,12 +18,12 @@ OPEN_FILE_LIMIT = 4096  # TFDS keeps files open; ImageNet has 1,024 + 64
 
 
 def open_imagenet(path: str, request: source.SplitRequest) -> "TfdsSource":
-    """Open a split of ImageNet from `request.data_dir`; `path` is ""."""
+    """Open a split of ImageNet from `request.data_dir`; the name has no `path`."""
     extras.check_installed(IMAGENET_NAME, "tensorflow_datasets")
     import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
     source.check_num_classes(request.num_classes, 1000, IMAGENET_NAME)
-    _raise_file_limit()
+    _raise_file_limit()  # TFDS keeps every shard open
     try:
         examples: Any = tfds.data_source(
             "imagenet2012",

@@ -38,18 +38,19 @@ def open_source(name: str, split: str, **options: Any) -> Source:
     Raises InputError for an unknown name, and for images or labels that are not there.
     """
     request = SplitRequest(split, **options)
-    name = complete_name(name)
-    form = find_form(name)
+    full_name = complete_name(name)
+    form = find_form(full_name)
     if not form:
-        names = f"{', '.join(SOURCE_OPENERS)}, an existing folder or .csv file"
-        raise InputError(f"{name!r} is no data set; the data sets are {names}")
-    return SOURCE_OPENERS[form](os.path.expanduser(name.partition(":")[2]), request)
+        known_names = f"{', '.join(SOURCE_OPENERS)}, an existing folder or .csv file"
+        raise InputError(f"{name!r} is no data set; the data sets are {known_names}")
+    path = os.path.expanduser(full_name.partition(":")[2])  # "" without a colon
+    return SOURCE_OPENERS[form](path, request)
 
 
 def find_form(name: str) -> str:
     """The form in `SOURCE_OPENERS` of a data set's name; "" for another word."""
     prefix, colon, path = name.partition(":")
-    for form in SOURCE_OPENERS:
+    for form in SOURCE_OPENERS:  # any path fits, but only where the form has one
         form_prefix, form_colon, form_path = form.partition(":")
         if (prefix, colon, path != "") == (form_prefix, form_colon, form_path != ""):
             return form
