@@ -40,7 +40,7 @@ def attention_map(
     num_tokens = key.shape[1]
     dtype = jnp.float32
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=dtype)
-    logits = logits * query.shape[-1] ** -0.5
+    logits = logits * query.shape[-1] ** -0.5  # [batch, heads, queries, tokens]
     if key_bias is not None:
         logits = logits + key_bias[:, None, None, :]
     if mask is None:
@@ -48,9 +48,7 @@ def attention_map(
     # The maximum keeps exp finite. It changes the map only by way of eps, so it needs
     # no gradient.
     max_logit = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    is_itself = jnp.eye(query.shape[1], num_tokens, dtype=jnp.float32)[
-        None
-    ]  # [1, Q, N]
+    is_itself = jnp.eye(query.shape[1], num_tokens, dtype=dtype)[None]  # [1, Q, N]
     visibility = is_itself + (1 - is_itself) * mask.astype(jnp.float32)[:, None, :]
     weights = jnp.exp(logits - max_logit) * visibility[:, None]
     weight_sum = jnp.sum(weights, axis=-1, keepdims=True)
@@ -62,10 +60,10 @@ def weighted_sum(
 ) -> QueryHeads:
     """Sum values by attention, in the type of the values."""
     attention = attention.astype(value.dtype)
-    # Straight to "bqhd", JAX would swap the operands, and an exported graph transpose
-    # the map.
-    out = jnp.einsum("bhqk,bkhd->bhqd", attention, value)
-    return out.transpose(0, 2, 1, 3)
+    # For a result "bqhd", JAX would swap the operands, and an exported graph would
+    # transpose the map.
+    sums_by_head = jnp.einsum("bhqk,bkhd->bhqd", attention, value)
+    return sums_by_head.transpose(0, 2, 1, 3)
 
 
 def attend_live_tokens(
@@ -78,7 +76,7 @@ def attend_live_tokens(
     """Attention from a single query to the live tokens, as `attention_map` has it."""
     # A GPU has no product for single queries, and fuses these sums.
     products = query.astype(jnp.float32) * key.astype(jnp.float32)
-    logits = jnp.sum(products, axis=-1)
+    logits = jnp.sum(products, axis=-1)  # [batch, tokens, heads]
     logits = logits * query.shape[-1] ** -0.5
     if key_bias is not None:
         logits = logits + key_bias[:, :, None]
@@ -86,8 +84,8 @@ def attend_live_tokens(
     weights = jnp.exp(logits - max_logit) * mask.astype(jnp.float32)[:, :, None]
     weight_sum = jnp.sum(weights, axis=1, keepdims=True)
     attention = (weights + MASKED_EPS / key.shape[1]) / (weight_sum + MASKED_EPS)
-    terms = attention[..., None] * value.astype(jnp.float32)
-    return jnp.sum(terms, axis=1)
+    weighted_value = attention[..., None] * value.astype(jnp.float32)
+    return jnp.sum(weighted_value, axis=1)
 
 
 def attend_merged(
@@ -106,19 +104,19 @@ def attend_merged(
     """
     # Every token reads its slot's value, then the outputs merge like tokens. This is
     # the product with the merged map, in another order.
-    batch, num_tokens = size.shape
+    batch_size, num_tokens = size.shape
     num_prefix = num_tokens - assignment.slot_of_token.shape[1]
     is_member = is_in_slot(assignment.slot_of_token, assignment.n_out)
     spreading_matrix = is_member.astype(jnp.float32).transpose(0, 2, 1)
-    token_values = mix_tokens(value.reshape(*value.shape[:2], -1), spreading_matrix)
-    value_heads = token_values.reshape(batch, num_tokens, *value.shape[2:])
-    out = weighted_sum(attention, value_heads)
+    # [batch, tokens, heads * head_dim]: a product with a matrix takes three axes.
+    spread_rows = mix_tokens(value.reshape(*value.shape[:2], -1), spreading_matrix)
+    spread_value = spread_rows.reshape(batch_size, num_tokens, *value.shape[2:])
+    out = weighted_sum(attention, spread_value)
     if out.shape[1] < num_tokens:  # queries of the prefix alone, which does not merge
         return out
     merging_matrix = assignment.slot_matrix(size[:, num_prefix:])
-    return mix_tokens(out.reshape(token_values.shape), merging_matrix).reshape(
-        value.shape
-    )
+    merged_rows = mix_tokens(out.reshape(spread_rows.shape), merging_matrix)
+    return merged_rows.reshape(value.shape)
 
 
 def attention_columns(
@@ -132,7 +130,7 @@ def attention_columns(
     live_mask: 1 for queries that count, 0 for masked queries; None: all count
     """
     # This score needs the full N x N matrix (Marin et al. 2023, Token Pooling).
-    attention = attention_map(query, key, key_bias)
+    attention = attention_map(query, key, key_bias)  # [batch, heads, queries, tokens]
     if live_mask is None:
         return jnp.mean(attention, axis=(1, 2))
     live_attention = jnp.mean(attention, axis=1) * live_mask[:, :, None]
@@ -144,21 +142,22 @@ def attention_columns(
 
 
 def _fused_attention(query, key, value, key_bias, backend, length=None):
-    """`dot_product_attention` for a token count that the backend accepts."""
-    batch, padded_length = key.shape[:2]
+    """JAX's fused kernel, for a token count that it accepts; length: unpadded."""
+    batch_size, padded_length = key.shape[:2]  # [batch, tokens, heads, head_dim]
     length_options: dict[str, Any] = {}
     if length is not None and length != padded_length:
         key = _without_padding_gradient(key, length)
         value = _without_padding_gradient(value, length)
         # Padding attends, too, which keeps its outputs finite.
-        padded_lengths = jnp.full((batch,), padded_length, jnp.int32)
+        padded_lengths = jnp.full((batch_size,), padded_length, jnp.int32)
+        lengths = jnp.full((batch_size,), length, jnp.int32)
         length_options["query_seq_lengths"] = padded_lengths
-        length_options["key_value_seq_lengths"] = jnp.full((batch,), length, jnp.int32)
+        length_options["key_value_seq_lengths"] = lengths
     bias = None
     if key_bias is not None and backend == "cudnn":
         key, value, bias = _expand_key_bias(query, key, value, key_bias)
     elif key_bias is not None:
-        bias = key_bias[:, None, None, :]
+        bias = key_bias[:, None, None, :]  # [batch, 1, 1, tokens]
     return jax.nn.dot_product_attention(
         query, key, value, bias=bias, implementation=backend, **length_options
     )
@@ -166,7 +165,7 @@ def _fused_attention(query, key, value, key_bias, backend, length=None):
 
 def _expand_key_bias(query, key, value, key_bias):
     """Expand the key bias to one row per query for cuDNN: (key, value, bias)."""
-    num_tokens = key.shape[1]
+    num_tokens = key.shape[1]  # [batch, tokens, heads, head_dim]
     # Odd row lengths are unaligned and take cuDNN up to twice as long. Padding keys get
     # PADDING_BIAS, so no token attends to them (PERFORMANCE.md, "Sizes in a
     # direction").
@@ -206,9 +205,8 @@ def _odd_length_forward(query, key, value, key_bias):
 
     def attend_padded(*operands):
         padded_operands = jax.tree.map(lambda x: pad_tokens(x, length + 1), operands)
-        query, key, value, key_bias = padded_operands
-        out = _fused_attention(query, key, value, key_bias, "cudnn", length)
-        return out[:, :length]
+        padded_out = _fused_attention(*padded_operands, "cudnn", length)
+        return padded_out[:, :length]  # [batch, tokens, heads, head_dim]
 
     return jax.vjp(attend_padded, query, key, value, key_bias)
 
@@ -257,13 +255,13 @@ def dot_product_attention(
     if uses_reference_forms():
         attention = attention_map(query, key[:, :length], key_bias)
         return weighted_sum(attention, value[:, :length])
-    num_tokens = key.shape[1]
+    padded_length = key.shape[1]
     # Padding gets no attention by `length`, so its bias is any number.
     if key_bias is not None:
-        key_bias = pad_tokens(key_bias, num_tokens)
+        key_bias = pad_tokens(key_bias, padded_length)
     if query.shape != key.shape:  # cuDNN cannot train with a single query
         backend = "xla"
-    if backend == "cudnn" and num_tokens % 2:
+    if backend == "cudnn" and padded_length % 2:  # JAX refuses to train it
         return _attend_odd_length(query, key, value, key_bias)
     return _fused_attention(query, key, value, key_bias, backend, length)
 
@@ -286,7 +284,7 @@ def resolve_backend(
     try:
         capability = float(device.compute_capability)
     except (AttributeError, ValueError):  # no GPU; AMD's capabilities are names
-        capability = 0.0
+        capability = 0.0  # below every NVIDIA GPU's
     is_two_bytes = jnp.dtype(dtype).itemsize == 2
     if capability >= 8.0 and is_two_bytes and head_dim in range(8, 129, 8):
         return "cudnn"

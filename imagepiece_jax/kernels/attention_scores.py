@@ -22,6 +22,7 @@ def mean_attention(
     query = query.astype(jnp.float32)
     if choice.uses_reference_forms():
         key = key.astype(jnp.float32)
+        # [batch, heads, queries, tokens]
         return jnp.mean(attention.attention_map(query, key, key_bias), axis=(1, 2))
     # A GPU has no product for single queries, and fuses these sums.
     products = jnp.sum(query[:, None] * key.astype(jnp.float32)[:, :, None], axis=-1)
@@ -64,5 +65,5 @@ def mean_softmax(
     if not in_one_kernel:
         return jnp.mean(jax.nn.softmax(logits, axis=1), axis=2)
     # A GPU computes a whole softmax in one kernel if tokens are the innermost axis.
-    logits = with_layout_constraint(logits.transpose(0, 2, 1), Layout((0, 1, 2)))
-    return jnp.mean(jax.nn.softmax(logits, axis=-1), axis=1)
+    head_logits = with_layout_constraint(logits.transpose(0, 2, 1), Layout((0, 1, 2)))
+    return jnp.mean(jax.nn.softmax(head_logits, axis=-1), axis=1)

@@ -31,25 +31,28 @@ class FoldedStem(nn.Module):
         x = images
         patch_size = self.patch_size
         make_convolution = functools.partial(_Convolution, self.dtype)
-        batch, height, width, channels = images.shape
+        batch_size, height, width, channels = images.shape
         if not self.widths:
             # The reshape needs no copy, and a convolution over a patch's rows spares
             # a GPU from putting the patches in order.
-            shape = (batch, height, width // patch_size, channels * patch_size)
+            row_shape = (batch_size, height, width // patch_size, channels * patch_size)
             conv_fields = (self.embed_dim, (patch_size, 1), (patch_size, 1))
-            return make_convolution(*conv_fields, name="proj")(images.reshape(shape))
+            return make_convolution(*conv_fields, name="proj")(
+                images.reshape(row_shape)
+            )
         # A GPU computes bias and ReLU in the convolution's kernel.
-        for number, out_channels in enumerate(self.widths):
-            conv_fields = (out_channels, (3, 3), (2, 2), 1)
-            num_pixels = self.pixels_per_position if number == 0 else 1
+        for index, out_channels in enumerate(self.widths):
+            conv_fields = (out_channels, (3, 3), (2, 2), 1)  # kernel, strides, padding
+            num_pixels = self.pixels_per_position if index == 0 else 1
             if num_pixels > 1:
                 # Two pixels give one result, and a position's results are channels
                 # until they are separated. Both reshapes need no copy.
-                x = x.reshape(batch, height, width // num_pixels, num_pixels * channels)
+                position_width = num_pixels * channels
+                x = x.reshape(batch_size, height, width // num_pixels, position_width)
                 conv_fields = (num_pixels // 2 * out_channels, (3, 3), (2, 1), 1)
-            x = make_convolution(*conv_fields, name=f"conv_{number}")(x)
+            x = make_convolution(*conv_fields, name=f"conv_{index}")(x)
             if num_pixels > 1:
-                x = x.reshape(batch, height // 2, width // 2, out_channels)
+                x = x.reshape(batch_size, height // 2, width // 2, out_channels)
             x = nn.relu(x)
         return make_convolution(self.embed_dim, (1, 1), (1, 1), name="proj")(x)
 
@@ -94,19 +97,19 @@ def fold_stem(
     """
     if not batch_stats:
         # A patch projection reads a row of a patch as one pixel.
-        kernel = params["proj"]["kernel"]
-        patch_size, _, channels, dim = kernel.shape
-        bias = params["proj"].get("bias", jnp.zeros(dim, kernel.dtype))
-        kernel = kernel.reshape(patch_size, 1, patch_size * channels, dim)
-        return {"proj": _convolution_params(kernel, bias)}
+        patch_kernel = params["proj"]["kernel"]
+        patch_size, _, channels, dim = patch_kernel.shape
+        bias = params["proj"].get("bias", jnp.zeros(dim, patch_kernel.dtype))
+        row_kernel = patch_kernel.reshape(patch_size, 1, patch_size * channels, dim)
+        return {"proj": _convolution_params(row_kernel, bias)}
     # Batch norms are multiplied into the convolutions before them, in float32.
     folded_params = {}
     for norm_name, mean_and_variance in batch_stats.items():  # norm_0, norm_1, ..
         conv_name = norm_name.replace("norm", "conv")
-        norm_scale = params[norm_name]["scale"]
-        scale = norm_scale / jnp.sqrt(mean_and_variance["var"] + np.float32(epsilon))
-        kernel = params[conv_name]["kernel"] * _broadcast_channels(scale)
-        bias = params[norm_name]["bias"] - mean_and_variance["mean"] * scale
+        deviation = jnp.sqrt(mean_and_variance["var"] + np.float32(epsilon))
+        factor = params[norm_name]["scale"] / deviation  # [out_channels]
+        kernel = params[conv_name]["kernel"] * _broadcast_channels(factor)
+        bias = params[norm_name]["bias"] - mean_and_variance["mean"] * factor
         folded_params[conv_name] = _convolution_params(kernel, bias)
     # A GPU's product wants more than three input channels, and more results at once.
     if pixels_per_position > 1:
@@ -130,11 +133,11 @@ def _join_pixels(kernel, bias, num_pixels):
     num_results = num_pixels // 2
     shape = (num_results, out_channels, 3, 3 * num_pixels, channels)
     wide_kernel = jnp.zeros(shape, kernel.dtype)
-    for result in range(num_results):
-        start = num_pixels - 1 + 2 * result
-        wide_kernel = wide_kernel.at[result, :, :, start : start + 3].set(kernel)
-    wide_kernel = wide_kernel.reshape(-1, 3, 3, num_pixels * channels)
-    return {"kernel": wide_kernel, "bias": jnp.tile(bias, num_results)}
+    for index in range(num_results):
+        start = num_pixels - 1 + 2 * index  # the result's first pixel; stride 2
+        wide_kernel = wide_kernel.at[index, :, :, start : start + 3].set(kernel)
+    position_kernel = wide_kernel.reshape(-1, 3, 3, num_pixels * channels)
+    return {"kernel": position_kernel, "bias": jnp.tile(bias, num_results)}
 
 
 def _convolution_params(kernel, bias):

@@ -80,7 +80,8 @@ def merge_tokens(
 ) -> tuple[MergedRows, jax.Array, jax.Array | None]:
     """Merge features, sizes and attention sizes.
 
-    The arguments are fields of a TokenState; `assignment` may have attention sizes.
+    The arguments are fields of a TokenState, where `patches` is num_patches;
+    `assignment` may have attention sizes.
     """
     num_prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     if assignment.attn_size is not None:
@@ -91,20 +92,20 @@ def merge_tokens(
     merges_in_two_bytes |= choice.uses_fast_forms(x)
     if merges_in_two_bytes and assignment.mean and assignment.merges:
         return _merge_two_bytes(x, size, attn_size, assignment, num_patches)
-
-    def sum_sizes(values):
-        slot_sums = assignment.sum_slots(values[:, num_prefix:].astype(jnp.float32))
-        return jnp.concatenate([values[:, :num_prefix], slot_sums], axis=1)
-
     only_leave = not assignment.merges and assignment.weight is None
     if choice.uses_reference_forms() or not only_leave:
         rows = mix_tokens(x, assignment.slot_matrix(size[:, num_prefix:]))
+
+        def sum_sizes(values):
+            slot_sums = assignment.sum_slots(values[:, num_prefix:].astype(jnp.float32))
+            return jnp.concatenate([values[:, :num_prefix], slot_sums], axis=1)
+
     else:  # rows and sizes are those of each slot's single token
-        tokens = ranking.invert_order(assignment.slot_of_token, assignment.n_out)
+        token_of_slot = ranking.invert_order(assignment.slot_of_token, assignment.n_out)
         prefix = jnp.broadcast_to(np.arange(num_prefix), (x.shape[0], num_prefix))
-        tokens = jnp.concatenate([prefix, tokens + num_prefix], axis=1)
-        rows = ranking.gather_rows(x, tokens, unique=True)
-        sum_sizes = functools.partial(ranking.gather_rows, index=tokens)
+        kept_rows = jnp.concatenate([prefix, token_of_slot + num_prefix], axis=1)
+        rows = ranking.gather_rows(x, kept_rows, unique=True)
+        sum_sizes = functools.partial(ranking.gather_rows, index=kept_rows)
     if attn_size is not None:
         # A slot's tokens may all add 0, but attention takes the logarithm.
         attn_size = jnp.maximum(sum_sizes(attn_size), jnp.finfo(jnp.float32).tiny)
@@ -112,7 +113,10 @@ def merge_tokens(
 
 
 def _merge_two_bytes(x, size, attn_size, assignment, num_patches):
-    """`merge_tokens` for means of two-byte tokens, prefix included."""
+    """`merge_tokens` for means of two-byte tokens, with slots for the prefix, too.
+
+    size, attn_size: [batch, all_tokens]
+    """
     num_prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     num_slots = num_prefix + assignment.n_out
     removes_few = 0 < x.shape[1] - num_slots <= FEW_MERGED
@@ -124,11 +128,11 @@ def _merge_two_bytes(x, size, attn_size, assignment, num_patches):
     slots -= slots < 0  # the prefix gets slots below DROPPED, which no image token has
     prefix_slots = jnp.broadcast_to(slots[:num_prefix], (x.shape[0], num_prefix))
     slot_of_token = jnp.concatenate([prefix_slots, assignment.slot_of_token], axis=1)
-    is_member = slot_of_token[:, None, :] == slots[None, :, None]
+    is_member = slot_of_token[:, None, :] == slots[None, :, None]  # [B, slots, N]
 
     def sum_slots(values):
-        slot_sums = jnp.sum(jnp.where(is_member, values[:, None, :], 0), axis=2)
-        return slot_sums[:, :num_slots]
+        padded_sums = jnp.sum(jnp.where(is_member, values[:, None, :], 0), axis=2)
+        return padded_sums[:, :num_slots]
 
     merged_size = sum_slots(size)
     weight, weight_sums = size, merged_size
@@ -149,6 +153,7 @@ def _merge_two_bytes(x, size, attn_size, assignment, num_patches):
     else:
         # Whole numbers up to this one fit into the tokens' dtype.
         max_exact = 2 / jnp.finfo(x.dtype).eps
+        # A size is at most `num_patches`; None: not known, so a size may be larger.
         fits_two_bytes = not by_size or (num_patches or np.inf) <= max_exact
         rows = _mix_by_product(x, is_member, weight, weight_sums, fits_two_bytes)
     if attn_size is not None:
@@ -158,66 +163,94 @@ def _merge_two_bytes(x, size, attn_size, assignment, num_patches):
 
 
 def _mix_by_product(x, is_member, weight, weight_sums, fits_two_bytes):
-    """Means of slots by one product."""
+    """Means of slots by one product.
+
+    x: [batch, tokens, dim]
+    is_member: [batch, padded_slots, tokens]
+    weight, weight_sums: [batch, tokens] and [batch, slots]
+    """
     num_slots = weight_sums.shape[1]  # the rows behind are padding
-    weight = jnp.where(is_member, weight[:, None, :], 0.0)
+    slot_weight = jnp.where(is_member, weight[:, None, :], 0.0)
     if not fits_two_bytes:  # two operands: the rounded size and the remainder
-        rounded_weight = weight.astype(x.dtype)
-        remainder = (weight - rounded_weight.astype(jnp.float32)).astype(x.dtype)
-        matrix = jnp.stack([rounded_weight, remainder], axis=1)  # [B, 2, slots, N]
-        rows = jnp.einsum(
-            "bpsn,bnd->bpsd", matrix, x, preferred_element_type=jnp.float32
+        rounded_weight = slot_weight.astype(x.dtype)
+        remainder = (slot_weight - rounded_weight.astype(jnp.float32)).astype(x.dtype)
+        matrices = jnp.stack([rounded_weight, remainder], axis=1)  # [B, 2, slots, N]
+        products = jnp.einsum(
+            "bpsn,bnd->bpsd", matrices, x, preferred_element_type=jnp.float32
         )
-        rows = jnp.sum(rows, axis=1)[:, :num_slots]
-        return rows * (1 / weight_sums)[:, :, None]
+        sums = jnp.sum(products, axis=1)[:, :num_slots]
+        return sums * (1 / weight_sums)[:, :, None]
     # Sums in two bytes spare a pass in float32. A token alone in its slot keeps its
     # bits, because its weight is 1. Sums of float16 could overflow.
     is_alone = jnp.sum(is_member, axis=2) == 1
-    matrix = jnp.where(is_alone[:, :, None], is_member, weight).astype(x.dtype)
+    matrix = jnp.where(is_alone[:, :, None], is_member, slot_weight).astype(x.dtype)
     sum_dtype = x.dtype if x.dtype == jnp.bfloat16 else jnp.float32
-    rows = jnp.einsum("bsn,bnd->bsd", matrix, x, preferred_element_type=sum_dtype)
+    sums = jnp.einsum("bsn,bnd->bsd", matrix, x, preferred_element_type=sum_dtype)
     divisor = jnp.where(is_alone[:, :num_slots], 1.0, weight_sums)
-    return rows.astype(jnp.float32)[:, :num_slots] * (1 / divisor)[:, :, None]
+    return sums.astype(jnp.float32)[:, :num_slots] * (1 / divisor)[:, :, None]
 
 
 def _mix_few(x, num_prefix, slot_of_token, is_member, weight, weight_sums):
-    """Means of slots, most of which have a single token: rows of x are gathered."""
+    """Means of slots, most of which have a single token: rows of x are gathered.
+
+    x: [batch, tokens, dim]
+    is_member: [batch, slots, tokens]
+    weight, weight_sums: [batch, tokens] and [batch, slots]
+    """
     # A product would read a copy of x, padded for tensor cores.
     num_tokens = x.shape[1]
     token = jnp.arange(num_tokens, dtype=jnp.int32)[None]
-
-    def join(a, b):  # (first token, whether there are several) of two parts of a slot
-        is_several = jnp.maximum(a[0], b[0]) < num_tokens
-        return jnp.minimum(a[0], b[0]), a[1] | b[1] | is_several
-
-    # Every slot's first token and whether it has several: one kernel on a GPU, where
-    # a minimum and a count are two.
-    token_or_end = jnp.where(is_member, token[:, None], num_tokens)
-    empty_part = (np.int32(num_tokens), np.bool_(False))
-    arrays = (token_or_end, jnp.zeros_like(is_member))
-    first_token, is_several = jax.lax.reduce(arrays, empty_part, join, (2,))
+    first_token, is_several = _find_first_members(token, is_member)
     last_token = jnp.max(jnp.where(is_member, token[:, None], -1), axis=2)
-    # All other tokens merge, numbered by `token` minus the first tokens before it;
-    # the numbers of first tokens are negative.
-    is_first = first_token[:, None, :] == token[:, :, None]
-    subtrahend = jnp.where(is_first, num_tokens, 0)
-    subtrahend = jnp.where(first_token[:, None, :] < token[:, :, None], 1, subtrahend)
-    number = token - jnp.sum(subtrahend, axis=2, dtype=jnp.int32)
+    merge_number = _number_merging_tokens(token, first_token)
+    num_merging = num_tokens - first_token.shape[1]
     merging_token, merging_slot, merging_weight = ranking.pick_by_rank(
-        number, num_tokens - first_token.shape[1], token, slot_of_token, weight
+        merge_number, num_merging, token, slot_of_token, weight
     )
     # Slots of merging tokens are means of rows around the row of their first token.
     # Means of dropped tokens are not read.
-    slot = jnp.maximum(merging_slot + num_prefix, 0)
-    slot_start = ranking.gather_rows(first_token, slot)
+    slot_index = jnp.maximum(merging_slot + num_prefix, 0)  # [batch, merging]
+    start_token = ranking.gather_rows(first_token, slot_index)
     is_same_slot = merging_slot[:, :, None] == merging_slot[:, None, :]
-    members = jnp.where(is_same_slot, merging_token[:, None, :], slot_start[:, :, None])
-    start_row = ranking.gather_rows(x, slot_start).astype(jnp.float32)
-    difference = ranking.gather_rows(x, members) - start_row[:, :, None]
-    difference = jnp.sum(difference * merging_weight[:, None, :, None], axis=2)
-    slot_weight = ranking.gather_rows(weight_sums, slot)[..., None]
-    means = start_row + difference / slot_weight
-    last_number = ranking.gather_rows(number, last_token)
-    mean = ranking.gather_rows(means.astype(x.dtype), jnp.maximum(last_number, 0))
-    row = ranking.gather_rows(x, first_token)
-    return jnp.where(is_several[:, :, None], mean, row)
+    # [batch, merging, merging]; a start token stands for those of other slots.
+    slot_tokens = jnp.where(
+        is_same_slot, merging_token[:, None, :], start_token[:, :, None]
+    )
+    start_row = ranking.gather_rows(x, start_token).astype(jnp.float32)
+    difference = ranking.gather_rows(x, slot_tokens) - start_row[:, :, None]
+    weighted_difference = jnp.sum(difference * merging_weight[:, None, :, None], axis=2)
+    slot_weight = ranking.gather_rows(weight_sums, slot_index)[..., None]
+    merging_means = start_row + weighted_difference / slot_weight
+    last_number = ranking.gather_rows(merge_number, last_token)  # -: a single token
+    slot_means = ranking.gather_rows(
+        merging_means.astype(x.dtype), jnp.maximum(last_number, 0)
+    )
+    first_rows = ranking.gather_rows(x, first_token)
+    return jnp.where(is_several[:, :, None], slot_means, first_rows)
+
+
+def _find_first_members(token, is_member):
+    """(first token, whether there are several) of every slot: [batch, slots] both.
+
+    token: 0, 1, .. as [1, tokens]
+    """
+    num_tokens = is_member.shape[2]
+
+    def join(left, right):  # two parts of a slot; num_tokens: no token in the part
+        is_in_both = jnp.maximum(left[0], right[0]) < num_tokens
+        return jnp.minimum(left[0], right[0]), left[1] | right[1] | is_in_both
+
+    # This is one kernel on a GPU, where a minimum and a count are two.
+    token_or_end = jnp.where(is_member, token[:, None], num_tokens)
+    empty_part = (np.int32(num_tokens), np.bool_(False))
+    single_parts = (token_or_end, jnp.zeros_like(is_member))
+    return jax.lax.reduce(single_parts, empty_part, join, (2,))
+
+
+def _number_merging_tokens(token, first_token):
+    """Number tokens that are no slot's first from 0; first tokens get less than 0."""
+    # A merging token's number is `token` minus the count of first tokens before it.
+    is_first = first_token[:, None, :] == token[:, :, None]  # [batch, tokens, slots]
+    subtrahend = jnp.where(is_first, token.shape[1], 0)
+    subtrahend = jnp.where(first_token[:, None, :] < token[:, :, None], 1, subtrahend)
+    return token - jnp.sum(subtrahend, axis=2, dtype=jnp.int32)

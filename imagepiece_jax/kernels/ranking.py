@@ -25,8 +25,8 @@ def distance_to_higher(
 
     The first token's distance is 2.
     """
-    cosines = _where_ahead(_without_nan(score), cosines, -1.0)
-    return 1 - jnp.max(cosines, axis=-1)
+    cosines_to_higher = _where_ahead(_without_nan(score), cosines, -1.0)
+    return 1 - jnp.max(cosines_to_higher, axis=-1)
 
 
 def rank_rows(
@@ -44,11 +44,11 @@ def _rank(score):
 
 def _where_ahead(score, ahead, behind):
     """`ahead` where a pair's second token ranks before its first; else `behind`."""
-    own_score = score[:, :, None]
-    other_score = score[:, None, :]
-    values = jnp.where(_is_earlier(score.shape[1]), ahead, behind)
-    values = jnp.where(other_score > own_score, ahead, values)
-    return jnp.where(other_score >= own_score, values, behind)
+    first_score = score[:, :, None]  # of [batch, tokens]; a pair is (row, column)
+    second_score = score[:, None, :]
+    by_index = jnp.where(_is_earlier(score.shape[1]), ahead, behind)  # for equal scores
+    by_score = jnp.where(second_score > first_score, ahead, by_index)
+    return jnp.where(second_score >= first_score, by_score, behind)
 
 
 def _without_nan(values):
@@ -82,17 +82,18 @@ def reduce_largest(
     if not choice.uses_fast_forms():
         largest = jnp.max(values, axis=last_axis)
         is_largest = values == largest[..., None]
-        number = jnp.where(is_largest, number, highest_number)
-        return largest, jnp.min(number, axis=last_axis)
+        number_or_end = jnp.where(is_largest, number, highest_number)
+        return largest, jnp.min(number_or_end, axis=last_axis)
 
-    def pick_larger(a, b):  # of two (value, number)
-        takes_a = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
-        return jnp.where(takes_a, a[0], b[0]), jnp.where(takes_a, a[1], b[1])
+    def pick_larger(left, right):  # of two (value, number)
+        is_left = (left[0] > right[0]) | ((left[0] == right[0]) & (left[1] < right[1]))
+        pairs = zip(left, right, strict=True)
+        return tuple(jnp.where(is_left, *pair) for pair in pairs)
 
     # One kernel on a GPU; the definition takes two.
-    smallest = (np.asarray(-np.inf, values.dtype), highest_number)
-    arrays = (jax.lax.stop_gradient(values), number)
-    return jax.lax.reduce(arrays, smallest, pick_larger, (last_axis,))
+    below_all = (np.asarray(-np.inf, values.dtype), highest_number)
+    values_and_numbers = (jax.lax.stop_gradient(values), number)
+    return jax.lax.reduce(values_and_numbers, below_all, pick_larger, (last_axis,))
 
 
 def count_kept_before(
@@ -101,19 +102,19 @@ def count_kept_before(
     """Count kept tokens before every one of `tokens`; None: before every token."""
     every_token = jnp.arange(keep.shape[1], dtype=jnp.int32)[None]
     tokens = every_token if tokens is None else tokens
-    keep = keep.astype(jnp.int32)[:, None, :]
-    count = jnp.where(every_token[:, None, :] < tokens[:, :, None], keep, 0)
-    return jnp.sum(count, axis=-1, dtype=jnp.int32)
+    kept_ones = keep.astype(jnp.int32)[:, None, :]
+    ones_before = jnp.where(every_token[:, None, :] < tokens[:, :, None], kept_ones, 0)
+    return jnp.sum(ones_before, axis=-1, dtype=jnp.int32)
 
 
 def index_kept_tokens(keep: TokenFlags) -> Int32[Array, "batch tokens"]:
     """Number kept tokens from 0; other tokens are -1."""
-    # One sum without a choice: all else would be one more kernel on a GPU. A token that
-    # is not kept lacks its own count, which exceeds all others.
+    # One sum without a choice: all else would be one more kernel on a GPU. The diagonal
+    # adds num_tokens to a kept token's sum; every other token's sum stays below.
     num_tokens = keep.shape[1]
-    own_count = num_tokens * jnp.eye(num_tokens, dtype=jnp.int32)[None]
-    count = jnp.where(keep[:, None, :], _is_earlier(num_tokens) + own_count, 0)
-    return jnp.maximum(jnp.sum(count, axis=2, dtype=jnp.int32) - num_tokens, -1)
+    diagonal = num_tokens * jnp.eye(num_tokens, dtype=jnp.int32)[None]
+    terms = jnp.where(keep[:, None, :], _is_earlier(num_tokens) + diagonal, 0)
+    return jnp.maximum(jnp.sum(terms, axis=2, dtype=jnp.int32) - num_tokens, -1)
 
 
 def invert_order(
@@ -135,10 +136,9 @@ def pick_by_rank(
     *values: Num[Array, "#batch tokens"],
 ) -> tuple[Num[Array, "batch wanted"], ...]:
     """Gather values at `invert_order(ranks, wanted)`."""
-    if isinstance(wanted, int):
-        wanted = np.arange(wanted)
-    wanted_ranks = jnp.asarray(wanted, jnp.int32)[None, :, None]
-    has_rank = ranks[:, None, :] == wanted_ranks
+    wanted_ranks = np.arange(wanted) if isinstance(wanted, int) else wanted
+    rank_column = jnp.asarray(wanted_ranks, jnp.int32)[None, :, None]
+    has_rank = ranks[:, None, :] == rank_column  # [batch, wanted, tokens]
     return tuple(
         jnp.sum(jnp.where(has_rank, value[:, None, :], 0), axis=2, dtype=value.dtype)
         for value in values
@@ -155,20 +155,20 @@ def gather_rows(
     unique: no image repeats an index, so the gradient is one pass without sums
     Returns rows [`*index.shape`, `*dims`].
     """
-    batch, n = x.shape[:2]
+    batch_size, num_rows = x.shape[:2]
     if choice.uses_reference_forms():
         return _gather_by_product(x, index)
     # One matrix of all rows: pairs (image, row) would be one more array in memory.
-    first_rows = n * jnp.arange(batch, dtype=index.dtype)
-    flat_index = index + first_rows.reshape(batch, *(1,) * (index.ndim - 1))
-    flat_rows = x.reshape(batch * n, *x.shape[2:])
+    first_rows = num_rows * jnp.arange(batch_size, dtype=index.dtype)
+    flat_index = index + first_rows.reshape(batch_size, *(1,) * (index.ndim - 1))
+    flat_rows = x.reshape(batch_size * num_rows, *x.shape[2:])
     return flat_rows.at[flat_index].get(mode="promise_in_bounds", unique_indices=unique)
 
 
 def _gather_by_product(x, index):
     """`gather_rows` by rows of 0 and 1: not every compiler gathers computed indices."""
-    shape = (*index.shape, *x.shape[2:])
-    flat_index = index.reshape(index.shape[0], -1, 1)
+    row_shape = (*index.shape[1:], *x.shape[2:])  # x: [batch, rows, *dims]
+    flat_index = index.reshape(index.shape[0], -1, 1)  # [batch or 1, indices, 1]
     is_row = flat_index == jnp.arange(x.shape[1], dtype=index.dtype)[None, None]
     if x.ndim == 2:  # single numbers, often integers, keep their type
         rows = jnp.sum(jnp.where(is_row, x[:, None, :], 0), axis=2, dtype=x.dtype)
@@ -177,7 +177,7 @@ def _gather_by_product(x, index):
         rows = jnp.einsum(
             "bmn,bnd->bmd", is_row.astype(jnp.float32), flat_x, precision="highest"
         )
-    return rows.astype(x.dtype).reshape(x.shape[0], *shape[1:])
+    return rows.astype(x.dtype).reshape(x.shape[0], *row_shape)
 
 
 def mark_smallest(
@@ -196,8 +196,8 @@ def interleave_tokens(
     even: Shaped[Array, "batch even_tokens"], odd: Shaped[Array, "batch odd_tokens"]
 ) -> Shaped[Array, "batch tokens"]:
     """Interleave the values of even and of odd tokens."""
-    batch, num_even = even.shape
+    batch_size, num_even = even.shape
     num_odd = odd.shape[1]
-    odd = jnp.pad(odd, ((0, 0), (0, num_even - num_odd)))
-    pairs = jnp.stack([even, odd], axis=-1)
-    return pairs.reshape(batch, 2 * num_even)[:, : num_even + num_odd]
+    padded_odd = jnp.pad(odd, ((0, 0), (0, num_even - num_odd)))
+    pairs = jnp.stack([even, padded_odd], axis=-1)  # [batch, even_tokens, 2]
+    return pairs.reshape(batch_size, 2 * num_even)[:, : num_even + num_odd]

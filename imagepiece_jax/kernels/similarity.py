@@ -42,7 +42,7 @@ def cosine_similarity(
     # One product has squared lengths on its diagonal, every (n + 1)-th entry. Two-byte
     # values are operands without conversion: their products are exact in float32.
     precision = "highest" if a.dtype.itemsize > 2 else None
-    product = jnp.einsum(
+    product = jnp.einsum(  # [batch, rows, rows]
         "bnd,bmd->bnm", a, a, precision=precision, preferred_element_type=jnp.float32
     )
     # The batch of an exported program is a symbol, which has no len().
@@ -58,11 +58,11 @@ def all_cosines(x: TokenRows, all_x: AllRows | None = None) -> TokenPairs:
     """
     x = jax.lax.stop_gradient(x)
     if not choice.uses_fast_forms(x) or all_x is None:
-        x = unit_vectors(x)
-        return dot_products(x, x)
+        unit_x = unit_vectors(x)
+        return dot_products(unit_x, unit_x)
     # For a product with a slice of an array, a GPU would copy the slice.
     num_tokens = x.shape[1]
-    cosines = cosine_similarity(jax.lax.stop_gradient(all_x))
+    cosines = cosine_similarity(jax.lax.stop_gradient(all_x))  # with the prefix, first
     return cosines[:, -num_tokens:, -num_tokens:]
 
 
@@ -78,13 +78,12 @@ def side_cosines(
     """
     if not choice.is_latency_bound(x):
         # Scaling all tokens at once is one GPU kernel; two sides need several.
-        metric = unit_vectors(metric)
-        return dot_products(metric[:, first_token::2], metric[:, 1 - first_token :: 2])
-    if all_metric is not None:
-        metric = all_metric
+        unit = unit_vectors(metric)
+        return dot_products(unit[:, first_token::2], unit[:, 1 - first_token :: 2])
     num_tokens = x.shape[1]
-    cosines = cosine_similarity(metric)[:, -num_tokens:, -num_tokens:]
-    return cosines[:, first_token::2, 1 - first_token :: 2]
+    cosines = cosine_similarity(metric if all_metric is None else all_metric)
+    image_cosines = cosines[:, -num_tokens:, -num_tokens:]  # the prefix is first
+    return image_cosines[:, first_token::2, 1 - first_token :: 2]
 
 
 def squared_distances(x: TokenRows) -> TokenPairs:
@@ -94,7 +93,7 @@ def squared_distances(x: TokenRows) -> TokenPairs:
     """
     # Squares of differences are summed, because |a|^2 + |b|^2 - 2 a.b is noise for
     # nearly equal tokens. XLA stores no differences as long as they are used only once.
-    difference = x[:, :, None] - x[:, None]
+    difference = x[:, :, None] - x[:, None]  # [batch, tokens, tokens, dim]
     distances = jnp.sum(difference**2, axis=-1)
     largest_float = jnp.finfo(jnp.float32).max
     return jnp.where(distances < largest_float, distances, largest_float)

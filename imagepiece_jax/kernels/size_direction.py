@@ -40,11 +40,12 @@ def add_sizes(
     factor = key.shape[-1] ** 0.5 / QUERY_SCALE
     scaled_direction = factor * direction.astype(jnp.float32)[None, None]
     if uses_fast_forms(key):
-        # In the keys' type the addition fuses into the matrix product before it.
-        key_shift = log_size[:, :, None] * scaled_direction.reshape(1, 1, -1)
-        shifted_key = key.reshape(key_shift.shape) + key_shift.astype(key.dtype)
-        return shifted_key.reshape(key.shape)
-    key_shift = log_size[:, :, None, None] * scaled_direction
+        # In the keys' type and with flat heads, [batch, tokens, heads * head_dim], the
+        # addition fuses into the matrix product before it.
+        flat_shift = log_size[:, :, None] * scaled_direction.reshape(1, 1, -1)
+        flat_key = key.reshape(flat_shift.shape) + flat_shift.astype(key.dtype)
+        return flat_key.reshape(key.shape)
+    key_shift = log_size[:, :, None, None] * scaled_direction  # of the key's shape
     return (key.astype(jnp.float32) + key_shift).astype(key.dtype)
 
 
@@ -62,14 +63,15 @@ def remove_size_directions(
     # the direction again, so the result is for inference.
     params = dict(attention_params)
     query_params = {name: _project_out(value, u) for name, value in params["q"].items()}
-    query_bias = query_params.get("bias", np.zeros(u.size, np.float32))
+    no_bias = np.zeros(u.size, np.float32)  # u: [heads, head_dim]
+    query_bias = query_params.get("bias", no_bias)
     params["q"] = query_params | {"bias": query_bias + QUERY_SCALE * u.reshape(-1)}
     key_params = params["k"]
-    # Reducers compare the mean key over heads as it was before. It becomes a product of
-    # its own: the tokens with the heads' mean weights.
+    # Reducers compare the mean key over heads as it was before. A further product
+    # computes it, of the tokens with the heads' mean weights: [embed_dim, head_dim].
     head_kernels = np.asarray(key_params["kernel"], np.float32).reshape(-1, *u.shape)
     params["mean_key"] = np.mean(head_kernels, axis=1)
-    key_bias = np.asarray(key_params.get("bias", np.zeros(u.size, np.float32)))
+    key_bias = np.asarray(key_params.get("bias", no_bias))
     params["mean_key_bias"] = np.mean(key_bias.reshape(u.shape), axis=0)
     params["k"] = {name: _project_out(value, u) for name, value in key_params.items()}
     params["size_direction"] = u
@@ -78,6 +80,7 @@ def remove_size_directions(
 
 def _project_out(param, u):
     """Multiply by P = I - u u^T in float64, head by head; the result is float32."""
+    # A kernel [embed_dim, heads * head_dim] or a bias [heads * head_dim]
     head_values = np.asarray(param, np.float64).reshape(*param.shape[:-1], *u.shape)
     components = np.sum(head_values * u, axis=-1, keepdims=True)
     return (head_values - components * u).reshape(param.shape).astype(np.float32)
@@ -90,18 +93,18 @@ def second_moments(
 
     has_class_token: whether the first token is a class token, of weight CLASS_SHARE
     """
-    batch, num_tokens = query.shape[:2]
+    batch_size, num_tokens = query.shape[:2]
     token_weights = jnp.full(num_tokens, 1 / num_tokens)
     if has_class_token:
         rest_weight = (1 - CLASS_SHARE) / (num_tokens - 1)
         token_weights = jnp.full(num_tokens, rest_weight).at[0].set(CLASS_SHARE)
-    query_moments = jnp.einsum("bnhd,bnhe,n->hde", query, query, token_weights) / batch
+    query_sums = jnp.einsum("bnhd,bnhe,n->hde", query, query, token_weights)
+    query_moments = query_sums / batch_size
     # A vector shared by all keys of an image shifts the logits of a query alike, which
     # the softmax ignores. So the keys' covariance counts, not their second moment.
     centered_key = key - jnp.mean(key, axis=1, keepdims=True)
-    key_moments = jnp.einsum("bnhd,bnhe->hde", centered_key, centered_key)
-    key_moments = key_moments / (batch * num_tokens)
-    return query_moments, key_moments
+    key_sums = jnp.einsum("bnhd,bnhe->hde", centered_key, centered_key)
+    return query_moments, key_sums / (batch_size * num_tokens)
 
 
 def least_used_direction(
@@ -118,7 +121,7 @@ def least_used_direction(
     # time. Only the best start is continued.
     query_moments = _normalize_moments(query_moments)
     key_moments = _normalize_moments(key_moments)
-    starts = [
+    starts = [  # eigh sorts by rising eigenvalue, so the first are the smallest
         np.linalg.eigh(query_moments + key_moments)[1][..., :NUM_STARTS],
         np.linalg.eigh(query_moments)[1][..., :1],
         np.linalg.eigh(key_moments)[1][..., :1],
@@ -129,20 +132,25 @@ def least_used_direction(
     query_loss = _quadratic_form(vectors, query_moments)
     losses = query_loss * _quadratic_form(vectors, key_moments)
     best_index = np.argmin(losses, axis=-1)[..., None, None]
-    vectors = np.take_along_axis(vectors, best_index, axis=-2)
-    return _turn_vectors(vectors, query_moments, key_moments, FURTHER_TURNS)[..., 0, :]
+    best_vector = np.take_along_axis(vectors, best_index, axis=-2)  # [*heads, 1, dim]
+    best_vector = _turn_vectors(best_vector, query_moments, key_moments, FURTHER_TURNS)
+    return best_vector[..., 0, :]
 
 
 def _turn_vectors(vectors, query_moments, key_moments, max_turns):
-    """Turn unit vectors up to `max_turns` times; stop once all settle."""
+    """Turn unit vectors up to `max_turns` times; stop once all settle.
+
+    vectors: [*heads, starts, head_dim]
+    query_moments, key_moments: [*heads, head_dim, head_dim]
+    """
     for _ in range(max_turns):
         previous = vectors
-        along_queries = _quadratic_form(vectors, query_moments)[..., None, None]
-        along_keys = _quadratic_form(vectors, key_moments)[..., None, None]
-        matrix = query_moments[..., None, :, :] / along_queries
-        matrix = matrix + key_moments[..., None, :, :] / along_keys
-        vectors = np.linalg.solve(matrix, vectors[..., None])[..., 0]
-        vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        query_forms = _quadratic_form(vectors, query_moments)[..., None, None]
+        key_forms = _quadratic_form(vectors, key_moments)[..., None, None]
+        matrix = query_moments[..., None, :, :] / query_forms
+        matrix = matrix + key_moments[..., None, :, :] / key_forms
+        solutions = np.linalg.solve(matrix, vectors[..., None])[..., 0]
+        vectors = solutions / np.linalg.norm(solutions, axis=-1, keepdims=True)
         cosines = np.sum(previous * vectors, axis=-1)
         if np.all(cosines > 1 - SETTLED_MARGIN):
             break
@@ -157,7 +165,7 @@ def _quadratic_form(vectors, moments):
 def _normalize_moments(moments):
     """Scale second moments to trace 1 and make them positive definite."""
     # A head of zeros, such as a pruned head, gets equal moments in every direction.
-    moments = np.asarray(moments, np.float64)
+    moments = np.asarray(moments, np.float64)  # [*heads, head_dim, head_dim]
     trace = np.trace(moments, axis1=-2, axis2=-1)[..., None, None]
     normalized_moments = moments / np.where(trace > 0, trace, 1)
     return normalized_moments + TRACE_FLOOR * np.eye(moments.shape[-1])

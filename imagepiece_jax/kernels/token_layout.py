@@ -39,9 +39,9 @@ def add_branch(
     """x + branch * factor, with drop path's factor."""
     branch = flatten_tokens(branch)
     if factor is not None:
-        factor = factor.astype(branch.dtype)[:, None]
-        factor = jnp.broadcast_to(factor, x.shape[:2]).reshape(-1, 1)
-        branch = branch * factor
+        image_factor = factor.astype(branch.dtype)[:, None]
+        row_factor = jnp.broadcast_to(image_factor, x.shape[:2]).reshape(-1, 1)
+        branch = branch * row_factor
     return (flatten_tokens(x) + branch).reshape(x.shape)
 
 
