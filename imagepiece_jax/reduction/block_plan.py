@@ -242,16 +242,16 @@ def choose_steps(
     Raises Unreachable where no step can leave the counts.
     """
     chosen_steps = []
-    for block, count in enumerate(counts):
+    for index, count in enumerate(counts):
         if count >= n:
             continue
-        step = next((step for step in steps if step.block == block), None)
+        step = next((step for step in steps if step.block == index), None)
         least_count = n  # without a step here
         if step is not None:
             least_count = step.rule.fewest_tokens(n, stage=len(chosen_steps) + 1)
         if step is None or (exact and count < least_count):
             raise Unreachable(
-                f"counts has {count} tokens after block {block}, where the method's "
+                f"counts has {count} tokens after block {index}, where the method's "
                 f"steps must leave at least {least_count} of {n}"
             )
         n_out = max(count, least_count)
@@ -308,6 +308,7 @@ def plan_blocks(
     stage = 1
     for step in block_steps:
         attn_tokens = n + num_extra + num_prefix
+        # `counts` are the step's in evaluation, until masked training replaces them.
         counts = _count_step(step, n, n0, stage, depth) if step else None
         if step and counts:
             n = counts.n_out
@@ -328,6 +329,6 @@ def plan_blocks(
             attn_tokens = mlp_tokens
         plan.append(BlockPlan(attn_tokens, mlp_tokens, step, counts))
     # A step at site "pre" has added its reads to the block before.
-    for block, reads in enumerate(attention_reads):
-        plan[block] = dataclasses.replace(plan[block], attention_reads=reads)
+    for index, reads in enumerate(attention_reads):
+        plan[index] = dataclasses.replace(plan[index], attention_reads=reads)
     return tuple(plan)

@@ -31,16 +31,16 @@ def check_plan(
     Raises InputError for the first unmet need, with the block.
     """
     missing_parts = list_missing_parts(class_token, pool)
-    for block, block_plan in enumerate(plan):
+    for index, block_plan in enumerate(plan):
         if block_plan.step is None:
             continue
         reducer = block_plan.step.reducer
-        title = f"{type(reducer).__name__} at block {block}"
+        title = f"{type(reducer).__name__} at block {index}"
         for field in missing_parts.keys() & reducer.needed_inputs:
             sentence = f"{title}: name another score, the model has no "
             raise InputError(sentence + missing_parts[field])
         reads_earlier = block_plan.step.site == "pre" and reducer.attention_reads
-        if reads_earlier and (block == 0 or plan[block - 1].site not in (None, "pre")):
+        if reads_earlier and (index == 0 or plan[index - 1].site not in (None, "pre")):
             raise InputError(
                 f"{title} reads attention of the block before, which must exist and "
                 "keep its tokens"
@@ -107,17 +107,19 @@ def check_values(result: object, counts: StepCounts) -> None:
         sentence = f"no slot from 0 to {result.n_out - 1}, nor {DROPPED}, has token"
         faults[sentence] = is_outside & (slot_of_token != DROPPED)
         slots = np.arange(result.n_out)[None, :, None]
-        num_tokens = (slot_of_token[:, None, :] == slots).sum(axis=-1)
-        faults["no token is in slot"] = num_tokens == 0
+        is_member = slot_of_token[:, None, :] == slots  # [batch, slots, tokens]
+        member_counts = is_member.sum(axis=-1)
+        faults["no token is in slot"] = member_counts == 0
         sentence = "merges is False, but several tokens are in slot"
-        faults[sentence] = (num_tokens > 1) & (not result.merges)
+        faults[sentence] = (member_counts > 1) & (not result.merges)
     for name in ("weight", "attn_size", "matrix", "keep"):
         values = getattr(numpy_result, name, None)
         if values is not None:
             faults[f"{name} is not finite at"] = ~np.isfinite(values.astype(np.float32))
     for sentence, is_fault in faults.items():
-        for image, *place in np.argwhere(is_fault).tolist()[:1]:
-            raise InputError(f"image {image}: {sentence} {', '.join(map(str, place))}")
+        for image_index, *indices in np.argwhere(is_fault).tolist()[:1]:  # the first
+            place = ", ".join(map(str, indices))
+            raise InputError(f"image {image_index}: {sentence} {place}")
 
 
 def check_results(plan: Sequence[BlockPlan], results: Sequence[object]) -> None:
@@ -125,10 +127,10 @@ def check_results(plan: Sequence[BlockPlan], results: Sequence[object]) -> None:
 
     Raises InputError for a result that breaks the contract, with the step's block.
     """
-    blocks = [block for block, block_plan in enumerate(plan) if block_plan.counts]
-    for block, result in zip(blocks, results, strict=True):
-        counts: Any = plan[block].counts
-        with titled_errors(f"block {block}, {type(plan[block].reducer).__name__}"):
+    steps = [item for item in enumerate(plan) if item[1].counts]  # (index, BlockPlan)
+    for (index, block_plan), result in zip(steps, results, strict=True):
+        counts: Any = block_plan.counts
+        with titled_errors(f"block {index}, {type(block_plan.reducer).__name__}"):
             check_values(result, counts)
 
 
@@ -139,10 +141,10 @@ def random_inputs(
     generator = np.random.default_rng(0)
     x = jnp.asarray(generator.normal(size=(2, n, embed_dim)), jnp.float32)
     size = jnp.asarray(generator.integers(1, 4, size=(2, n)), jnp.float32)
-    scores = jax.nn.softmax(x[..., 0])
+    scores = jax.nn.softmax(x[..., 0])  # any positive numbers [2, n] with sum 1
     key = x[..., : embed_dim // num_heads]
     metric = x if reducer.metric in ("token", "input") else key
     all_scores: dict[str, Any] = dict.fromkeys({*SCORES.values()} - {"key"}, scores)
     fields = {"x": x, "size": size, "attn_size": size, "metric": metric, "key": key}
-    keys = jax.random.split(root_key(0), 2)
-    return ReducerInputs(**fields, rng=keys, num_heads=num_heads, **all_scores)
+    random_keys = jax.random.split(root_key(0), 2)
+    return ReducerInputs(**fields, rng=random_keys, num_heads=num_heads, **all_scores)

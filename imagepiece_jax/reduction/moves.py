@@ -36,13 +36,14 @@ def apply_result(
     )
     mask = state.mask
     if mask is not None:  # a slot with a live token is live
+        # [batch, slots, tokens]
         is_member = merging.is_in_slot(result.slot_of_token, result.n_out)
         mask = jnp.max(jnp.where(is_member, mask[:, None, :], 0), axis=-1)
     coordinates = state.coordinates
     if coordinates is not None:  # a slot's is the mean over its patches
         image_size = state.image_rows(state.size)
-        rows_and_columns = coordinates[..., 0], coordinates[..., 1]
-        sums = [result.sum_slots(image_size * place) for place in rows_and_columns]
+        y_and_x = coordinates[..., 0], coordinates[..., 1]  # [batch, tokens] each
+        sums = [result.sum_slots(image_size * coordinate) for coordinate in y_and_x]
         coordinates = jnp.stack(sums, axis=-1) / result.sum_slots(image_size)[..., None]
     state = dataclasses.replace(state, grid=None)  # reduced tokens have no grid
     return dataclasses.replace(
@@ -51,15 +52,15 @@ def apply_result(
 
 
 def _apply_mixing(state, result):
-    matrix = result.matrix.astype(jnp.float32)
+    matrix = result.matrix.astype(jnp.float32)  # [batch, slots, tokens]
     x = merging.mix_tokens(state.x, matrix)
     coordinates = state.coordinates
     if coordinates is not None:
         coordinates = weighted_coordinates(matrix, coordinates)
-    attn_size = result.attn_size
-    if attn_size is not None:
+    attn_size = None
+    if result.attn_size is not None:
         prefix_size = state.effective_size[:, : state.num_prefix]
-        attn_size = jnp.concatenate([prefix_size, attn_size], axis=1)
+        attn_size = jnp.concatenate([prefix_size, result.attn_size], axis=1)
     # All sizes are 1: every token mixes all patches, so patches cannot be counted.
     size = jnp.ones(x.shape[:2], jnp.float32)
     state = dataclasses.replace(state, mask=None, patches=None, grid=None)
@@ -74,8 +75,8 @@ def weighted_coordinates(
 ) -> Float[Array, "batch slots 2"]:
     """Average coordinates by weights >= 0; zero weights give the plain mean."""
     weight = jnp.where(jnp.sum(weight, axis=-1, keepdims=True) > 0, weight, 1.0)
-    weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
-    return jnp.einsum("bmn,bnd->bmd", weight, coordinates, precision="highest")
+    shares = weight / jnp.sum(weight, axis=-1, keepdims=True)
+    return jnp.einsum("bmn,bnd->bmd", shares, coordinates, precision="highest")
 
 
 def _apply_masking(state, result):
@@ -91,7 +92,7 @@ def _apply_masking(state, result):
         # The appended token lies in the middle of the tokens masked by this step.
         drop_mask = mask_before - result.keep
         weight = jax.lax.stop_gradient(drop_mask * state.image_rows(state.size))
-        middle = weighted_coordinates(weight[:, None], coordinates)
+        middle = weighted_coordinates(weight[:, None], coordinates)  # [batch, 1, 2]
         coordinates = jnp.concatenate([coordinates, middle], axis=1)
     appended_x = result.append[:, None].astype(state.x.dtype)
     appended_size = jnp.ones((appended_x.shape[0], 1), jnp.float32)
@@ -122,8 +123,9 @@ def find_nearest_slots(x: TokenRows, result: Assignment) -> TokenIndices:
     gather = ranking.gather_rows
     dropped_number = ranking.index_kept_tokens(is_dropped)  # from 0; -1: not dropped
     dropped_rows = gather(x, ranking.invert_order(dropped_number, max_dropped))
-    cosines = cosine_similarity(dropped_rows, x)
-    cosines = jnp.where(is_dropped[:, None, :], -2.0, cosines)  # below every cosine
-    slot_of_dropped = gather(slot_of_token, ranking.find_first_largest(cosines)[1])
+    cosines = cosine_similarity(dropped_rows, x)  # [batch, dropped, tokens]
+    # -2 is below every cosine, so no dropped token is found.
+    kept_cosines = jnp.where(is_dropped[:, None, :], -2.0, cosines)
+    slot_of_dropped = gather(slot_of_token, ranking.find_first_largest(kept_cosines)[1])
     slot_if_dropped = gather(slot_of_dropped, jnp.maximum(dropped_number, 0))
     return jnp.where(is_dropped, slot_if_dropped, slot_of_token)

@@ -15,8 +15,8 @@ from imagepiece_jax.reduction.moves import find_nearest_slots
 from imagepiece_jax.reduction.state import Assignment, Mixing, ReducerInputs, Result
 
 
-def trace_patches(
-    results: Sequence[Result], batch: int, num_patches: int
+def list_token_maps(
+    results: Sequence[Result], batch_size: int, num_patches: int
 ) -> list[Int[Array, "batch patches"] | None]:
     """Find every patch's image token, before the first step and after every step.
 
@@ -27,9 +27,11 @@ def trace_patches(
     assignments = itertools.takewhile(
         lambda result: isinstance(result, Assignment), results
     )
-    token_maps = [path.token_of_patch for path in follow_patches([*assignments])]
+    patch_paths = follow_patches([*assignments])
+    token_maps = [patch_path.token_of_patch for patch_path in patch_paths]
     every_patch = jnp.arange(num_patches, dtype=jnp.int32)
-    token_maps[0] = jnp.broadcast_to(every_patch, (batch, num_patches))  # was None
+    # The first path is before any step, where it has no map.
+    token_maps[0] = jnp.broadcast_to(every_patch, (batch_size, num_patches))
     return token_maps + [None] * (len(results) + 1 - len(token_maps))
 
 
@@ -59,33 +61,36 @@ def follow_patches(
     results, reducer_inputs: from `Outputs`; a Mixing and `fill` need reducer_inputs
     fill: feature of a dropped patch, see `inference.features`; None: no feature
     """
-    paths = [PatchPath()]
+    patch_paths = [PatchPath()]
     for index, result in enumerate(results):
         tokens = reducer_inputs[index].x if reducer_inputs else None
-        paths.append(_follow_step(paths[-1], result, tokens, fill))
-    return paths
+        patch_paths.append(_follow_step(patch_paths[-1], result, tokens, fill))
+    return patch_paths
 
 
-def _follow_step(path, result, tokens, fill):
-    """Follow the patches through one step; tokens: before it, None: not known."""
+def _follow_step(patch_path, result, tokens, fill):
+    """Follow one step; tokens: before it, [batch, tokens, dim], None: not known."""
     # A Mixing gives every slot a part of every token: no map says where a patch is, so
     # the path starts afresh and remembers what was mixed.
     if isinstance(result, Mixing):
-        return PatchPath(before_mixing=(path, result, tokens))
-    token_of_patch = compose_maps(result.slot_of_token, path.token_of_patch)
+        return PatchPath(before_mixing=(patch_path, result, tokens))
+    token_before = patch_path.token_of_patch  # [batch, patches], or None
+    token_of_patch = compose_maps(result.slot_of_token, token_before)
     if fill == "nearest":
         nearest_slots = find_nearest_slots(tokens, result)
-        source_token = compose_maps(nearest_slots, path.source_token)
-        return path._replace(token_of_patch=token_of_patch, source_token=source_token)
+        source_token = compose_maps(nearest_slots, patch_path.source_token)
+        maps = {"token_of_patch": token_of_patch, "source_token": source_token}
+        return patch_path._replace(**maps)
     last_feature = None
+    mixing = patch_path.before_mixing
     # After a Mixing, a patch has a part of every token, dropped tokens included.
-    if fill == "last" or path.before_mixing:
-        last_feature = gather_tokens(tokens, path.token_of_patch)
-        if path.token_of_patch is not None:
-            is_dropped = (path.token_of_patch == DROPPED)[..., None]
-            last_feature = jnp.where(is_dropped, path.last_feature, last_feature)
-    # A patch's own token is the source of its feature.
-    return PatchPath(token_of_patch, token_of_patch, last_feature, path.before_mixing)
+    if fill == "last" or mixing:
+        last_feature = gather_tokens(tokens, token_before)
+        if token_before is not None:
+            is_dropped = (token_before == DROPPED)[..., None]
+            last_feature = jnp.where(is_dropped, patch_path.last_feature, last_feature)
+    # The token that a patch is in is also the source of its feature.
+    return PatchPath(token_of_patch, token_of_patch, last_feature, mixing)
 
 
 def gather_tokens(

@@ -118,7 +118,8 @@ class Ranking(Reducer):
         So no merge of low scores takes it. In masked training, do not keep the highest
         scores, because removed tokens would stay.
         """
-        score = getattr(inputs, SCORES[self.score])
+        score = getattr(inputs, SCORES[self.score])  # for "energy" the keys
+        # The mask is 0 or 1, but has a gradient, so it is floats.
         is_live = None if inputs.mask is None else inputs.mask > 0.5
         if self.score == "energy":
             margin = 0.75 * (1 - counts.progress)  # falls with the depth
@@ -157,7 +158,7 @@ class Bipartite(Reducer):
 
     def __call__(self, inputs, counts, train=False):
         num_merges = counts.n_in - counts.n_out
-        # A's first image token: positions count the prefix, too.
+        # A's first image token, 0 or 1: positions count the prefix, too.
         first_token = inputs.num_prefix % 2
         metric = jax.lax.stop_gradient(inputs.metric)
         cosines = similarity.side_cosines(
@@ -204,7 +205,7 @@ def uniqueness_scores(
     Source: Tran et al. 2024, section 3.2.
     """
     # Energy is the mean of ELU(cosine - margin) over all tokens: at most 1, and high
-    # for a token similar to many tokens.
+    # for a token similar to many tokens. [batch, tokens, tokens]
     elu_similarity = jax.nn.elu(similarity.cosine_similarity(key, key) - margin)
     if live_mask is None:
         live_mask = jnp.ones(key.shape[:2], jnp.float32)
@@ -239,15 +240,16 @@ def merge_most_similar(
     Ties go to the first target. The token order is kept.
     """
     ranks, columns = ranking.rank_rows(similarities)
-    offset = ranking.gather_rows(targets, columns) - sources
+    offset = ranking.gather_rows(targets, columns) - sources  # [batch, sources]
     num_merges = counts.n_in - counts.n_out
     if num_merges < sources.shape[1]:
         offset = jnp.where(ranks < num_merges, offset, 0)
     # A sum over pairs moves each offset to its source, so that nothing scatters.
     token = jnp.arange(counts.n_in, dtype=jnp.int32)[None]
-    is_source = sources[:, None, :] == token[:, :, None]
-    offset = jnp.where(is_source, offset[:, None, :], 0)
-    return merge_into(token + jnp.sum(offset, axis=-1, dtype=jnp.int32), counts.n_out)
+    is_source = sources[:, None, :] == token[:, :, None]  # [batch, tokens, sources]
+    moved_offset = jnp.where(is_source, offset[:, None, :], 0)
+    target = token + jnp.sum(moved_offset, axis=-1, dtype=jnp.int32)
+    return merge_into(target, counts.n_out)
 
 
 def merge_into(target: TokenIndices, n_out: int) -> Assignment:
@@ -274,8 +276,8 @@ def join_kept(
     cosines = jnp.where(jnp.eye(num_tokens, dtype=bool)[None], 2.0, cosines)
     cosines = jnp.where(jnp.isnan(cosines), -3.0, cosines)
     cosines = jnp.where(ranks[:, None, :] < n_out, cosines, -3.0)
-    numbers = jnp.broadcast_to(ranks[:, None, :], cosines.shape)
-    best_cosine, slot = ranking.reduce_largest(cosines, numbers)
+    slots = jnp.broadcast_to(ranks[:, None, :], cosines.shape)
+    best_cosine, slot = ranking.reduce_largest(cosines, slots)
     return slot, jnp.minimum(best_cosine, 1.0)
 
 
@@ -293,9 +295,10 @@ def keep_and_join(
     """
     n_out = kept_tokens.shape[1]
     kept_slots = jnp.broadcast_to(jnp.arange(n_out, dtype=jnp.int32), kept_tokens.shape)
+    # [batch, 1, listed], the kept tokens first
     tokens = jnp.concatenate((kept_tokens, absorbed_tokens), axis=1)[:, None, :]
     slots = jnp.concatenate((kept_slots, target_slots), axis=1)[:, None, :]
     # DROPPED is below all slots, so a maximum finds the slot of a listed token.
-    is_token = tokens == jnp.arange(num_tokens, dtype=jnp.int32)[None, :, None]
-    slot_of_token = jnp.max(jnp.where(is_token, slots, DROPPED), axis=-1)
+    is_listed = tokens == jnp.arange(num_tokens, dtype=jnp.int32)[None, :, None]
+    slot_of_token = jnp.max(jnp.where(is_listed, slots, DROPPED), axis=-1)
     return Assignment(slot_of_token, n_out=n_out)

@@ -96,6 +96,7 @@ class Reduction:
             return cls(method_class(**field_values), prop_attn)
 
     def __str__(self) -> str:
+        # METHOD:FIELD=VALUE:.., with the fields that differ from their defaults
         field_values = {}
         for field in dataclasses.fields(self.method):
             value = getattr(self.method, field.name)
@@ -103,22 +104,23 @@ class Reduction:
                 field_values[field.name] = value
         if self.prop_attn is not None:
             field_values["prop_attn"] = self.prop_attn
-        name = self.name
-        if type(self.method) is Method:
-            name = str(field_values.pop("macs"))
-        texts = [name]
+        head = self.name
+        if type(self.method) is Method:  # a placeholder, no subclass: its share of MACs
+            head = str(field_values.pop("macs"))
+        parts = [head]
         for field_name, value in field_values.items():
+            value_text = value  # a word stands without quotes
             if not isinstance(value, str):
-                value = repr(value).replace(" ", "")
-            texts.append(f"{field_name}={value}")
-        return ":".join(texts)
+                value_text = repr(value).replace(" ", "")
+            parts.append(f"{field_name}={value_text}")
+        return ":".join(parts)
 
     @property
     def name(self) -> str:
         """The method's name in METHODS; otherwise its class name."""
         method_class = type(self.method)
         module_name = method_class.__module__.rpartition(".")[2]
-        METHODS.get(module_name)  # imports only this class
+        METHODS.get(module_name)  # imports this class alone into METHODS.data
         names = (name for name, value in METHODS.data.items() if value is method_class)
         return next(names, method_class.__name__)
 

@@ -25,20 +25,20 @@ DIFFRATE_COUNTS = (196, 195, 189, 171, 153, 124, 106, 95, 83, 77, 69, 2)
 
 def constant_shares(depth: int, ratio: float, start: int = 0) -> list[float]:
     """Shares after the blocks; every block from `start` on loses an equal number."""
-    return [1 - ratio * max(0, block + 1 - start) for block in range(depth)]
+    return [1 - ratio * max(0, index + 1 - start) for index in range(depth)]
 
 
 def proportional_shares(depth: int, ratio: float, start: int = 0) -> list[float]:
     """Shares after the blocks; every block from `start` on loses an equal share."""
-    return [(1 - ratio) ** max(0, block + 1 - start) for block in range(depth)]
+    return [(1 - ratio) ** max(0, index + 1 - start) for index in range(depth)]
 
 
 def staged_shares(depth: int, ratio: float, *blocks: int) -> list[float]:
     """Shares after the blocks; every block in `blocks` loses an equal share."""
-    blocks = blocks or (3, 6, 9)
+    blocks = blocks or (3, 6, 9)  # the methods' default, for a text without blocks
     shares = []
-    for block in range(depth):
-        past_blocks = [loss_block for loss_block in blocks if loss_block <= block]
+    for block_index in range(depth):
+        past_blocks = [block for block in blocks if block <= block_index]
         shares.append((1 - ratio) ** len(past_blocks))
     return shares
 
@@ -62,12 +62,12 @@ def stretched_shares(counts: Sequence[int], depth: int, ratio: float) -> list[fl
     """
     points = [DEIT_PATCHES, *counts]
     shares = []
-    for block in range(depth):
-        position = (block + 1) * len(counts) / depth
-        point = min(math.floor(position), len(counts) - 1)
-        fraction = position - point
-        count = points[point] * (1 - fraction) + points[point + 1] * fraction
-        shares.append(count / points[0])
+    for block_index in range(depth):
+        position = (block_index + 1) * len(counts) / depth
+        below = min(math.floor(position), len(counts) - 1)  # the last point has no next
+        fraction = position - below
+        count = points[below] * (1 - fraction) + points[below + 1] * fraction
+        shares.append(count / DEIT_PATCHES)
     return powered_shares(shares, ratio)
 
 
@@ -104,19 +104,19 @@ def split_schedule(schedule: str) -> tuple[str, tuple[int, ...]]:
 
 
 def scheduled_counts(
-    schedule: str, depth: int, num_patches: int, reduction_ratio: float
+    schedule: str, depth: int, num_patches: int, ratio: float
 ) -> tuple[int, ...]:
     """Compute image token counts after the blocks, at least 1, from a schedule.
 
     schedule: such as "stages-3-6-9"
     num_patches: image tokens before the first block
-    reduction_ratio: from 0 (all tokens stay) to 1
+    ratio: from 0 (all tokens stay) to 1
     Raises InputError for a block outside the model.
     """
-    name, blocks = split_schedule(schedule)
+    shape_name, blocks = split_schedule(schedule)
     if max(blocks, default=0) >= depth:
         raise InputError(f"counts is {schedule!r}, but the model has {depth} blocks")
-    shares = SCHEDULE_SHAPES[name](depth, reduction_ratio, *blocks)
+    shares = SCHEDULE_SHAPES[shape_name](depth, ratio, *blocks)
     return shares_to_counts(shares, num_patches)
 
 
@@ -127,8 +127,8 @@ def shares_to_counts(shares: Sequence[float], num_patches: int) -> tuple[int, ..
 
 def find_falls(counts: Sequence[int], num_patches: int) -> dict[int, int]:
     """Find the blocks where `counts` fall: {block: image tokens after it}."""
-    pairs = enumerate(itertools.pairwise((num_patches, *counts)))
-    return {block: after for block, (before, after) in pairs if after < before}
+    count_pairs = enumerate(itertools.pairwise((num_patches, *counts)))
+    return {index: after for index, (before, after) in count_pairs if after < before}
 
 
 def round_half_up(number: float) -> int:

@@ -144,12 +144,12 @@ def initial_state(
     grid: (height, width) in patches
     coordinates: patch positions; None: the model does not use coordinates
     """
-    batch, num_tokens = x.shape[:2]
+    batch_size, num_tokens = x.shape[:2]
     if coordinates is not None:
-        coordinates = jnp.broadcast_to(coordinates, (batch, *coordinates.shape))
+        coordinates = jnp.broadcast_to(coordinates, (batch_size, *coordinates.shape))
     return TokenState(
         x=x,
-        size=jnp.ones((batch, num_tokens), jnp.float32),
+        size=jnp.ones((batch_size, num_tokens), jnp.float32),
         coordinates=coordinates,
         num_prefix=num_prefix,
         patches=num_tokens - num_prefix,

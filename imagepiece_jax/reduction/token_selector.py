@@ -39,18 +39,17 @@ class KeepScores(nn.Module):
             return nn.Dense(width, kernel_init=DENSE_INIT, dtype=dtype, name=name)
 
         norm = nn.LayerNorm(1e-5, dtype, use_fast_variance=False, name="norm")
-        x = norm(x)
-        hidden = gelu(make_dense(dim, "embed")(x))
+        hidden = gelu(make_dense(dim, "embed")(norm(x)))
         local_features = hidden[..., : dim // 2]
         shared_features = hidden[..., dim // 2 :].astype(jnp.float32)
         live_mask = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
-        unit_axes = (1,) * (x.ndim - 2)
+        unit_axes = (1,) * (x.ndim - 2)  # instead of *heads and dim
         live_mask = live_mask.reshape(live_mask.shape + unit_axes).astype(jnp.float32)
         # Without live tokens, DIVISION_EPS makes the mean 0 instead of 0 / 0.
         num_live = jnp.sum(live_mask, axis=1, keepdims=True) + DIVISION_EPS
         mean = jnp.sum(live_mask * shared_features, axis=1, keepdims=True) / num_live
-        mean = jnp.broadcast_to(mean.astype(dtype), shared_features.shape)
-        hidden = jnp.concatenate([local_features, mean], axis=-1)
+        global_features = jnp.broadcast_to(mean.astype(dtype), shared_features.shape)
+        hidden = jnp.concatenate([local_features, global_features], axis=-1)
         hidden = gelu(make_dense(dim // 2, "half")(hidden))
         hidden = gelu(make_dense(dim // 4, "quarter")(hidden))
         return jax.nn.log_softmax(make_dense(2, "score", jnp.float32)(hidden))
@@ -88,9 +87,9 @@ def draw_mask(
     mask: 1 for tokens live so far; None: all live
     """
     noisy_scores = scores + draw_gumbel_noise(rng, scores.shape[1:])
-    is_kept = (noisy_scores[..., 0] >= noisy_scores[..., 1]).astype(jnp.float32)
+    hard_keep = (noisy_scores[..., 0] >= noisy_scores[..., 1]).astype(jnp.float32)
     # The gradient is the gradient of a softmax with temperature 1.
-    keep = straight_through(is_kept, jax.nn.softmax(noisy_scores)[..., 0])
+    keep = straight_through(hard_keep, jax.nn.softmax(noisy_scores)[..., 0])
     return keep if mask is None else keep * mask
 
 
@@ -112,20 +111,20 @@ def token_loss(outputs: Outputs, teacher_outputs: Outputs) -> Float[Array, ""]:
     """
     # The student's merges and drops are applied to the teacher's tokens. Appended
     # student tokens are left out.
-    state = initial_state(teacher_outputs.tokens, teacher_outputs.state.num_prefix)
+    teacher = initial_state(teacher_outputs.tokens, teacher_outputs.state.num_prefix)
     for result in outputs.results:
         if isinstance(result, Assignment):
-            state = moves.apply_result(state, result)
-    teacher_tokens = jax.lax.stop_gradient(state.image_rows(state.x))
+            teacher = moves.apply_result(teacher, result)
+    teacher_tokens = jax.lax.stop_gradient(teacher.image_rows(teacher.x))
     num_tokens = teacher_tokens.shape[1]
     num_prefix = outputs.state.num_prefix
     mask = outputs.state.mask
     student_tokens = outputs.tokens[:, num_prefix : num_prefix + num_tokens]
     error = student_tokens.astype(jnp.float32) - teacher_tokens.astype(jnp.float32)
-    squared_error = jnp.mean(error**2, axis=-1)
+    squared_error = jnp.mean(error**2, axis=-1)  # [batch, tokens]
     if mask is None:
         live_mask = jnp.ones_like(squared_error)
     else:
-        live_mask = mask[:, :num_tokens] > 0.5
+        live_mask = mask[:, :num_tokens] > 0.5  # floats, 0 or 1, with a gradient
     num_live = jnp.maximum(1, jnp.sum(live_mask)).astype(jnp.float32)
     return jnp.sum(jnp.where(live_mask, squared_error, 0)) / num_live

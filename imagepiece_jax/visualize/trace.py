@@ -18,7 +18,7 @@ from imagepiece_jax.common.image_size import patch_grid
 from imagepiece_jax.common.progress import with_progress_bar
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.models.vit import ViT
-from imagepiece_jax.reduction.provenance import trace_patches
+from imagepiece_jax.reduction.provenance import list_token_maps
 
 TRACE_BATCH = 8  # images at a time; the last batch is padded, so one program suffices
 TRACE_FILE = "provenance.json"
@@ -124,7 +124,9 @@ def _token_maps_and_logits(variables, images, model):
     _, height, width, _ = images.shape
     grid = patch_grid((height, width), model.config.patch_size, cut=True)
     # The first map is from before the first step.
-    _, *maps_after_steps = trace_patches(outputs.results, len(images), math.prod(grid))
+    _, *maps_after_steps = list_token_maps(
+        outputs.results, len(images), math.prod(grid)
+    )
     token_maps = [token_map for token_map in maps_after_steps if token_map is not None]
     return token_maps, outputs.logits
 

@@ -17,7 +17,7 @@ from imagepiece_jax.models.pretrained import Origin, Pretrained
 from imagepiece_jax.models.variables import variable_shapes
 from imagepiece_jax.models.vit import ViT
 from imagepiece_jax.reduction.methods import METHODS
-from imagepiece_jax.reduction.provenance import trace_patches
+from imagepiece_jax.reduction.provenance import list_token_maps
 from imagepiece_jax.reduction.reduction import Reduction
 from tests.helpers.named_models import config
 
@@ -88,7 +88,7 @@ def _fetch(leaf):
 def final_slots(outputs, patches=None):
     """The final slot of every patch, [B, patches]."""
     batch = outputs.state.x.shape[0]
-    return trace_patches(outputs.results, batch, patches or TOKENS)[-1]
+    return list_token_maps(outputs.results, batch, patches or TOKENS)[-1]
 
 
 def small_reduction(name):

@@ -113,7 +113,7 @@ def run_plan(plan, x, keys):
 
 
 def patch_slots(results):
-    return jax.tree.map(np.asarray, provenance.trace_patches(results, 3, N0))
+    return jax.tree.map(np.asarray, provenance.list_token_maps(results, 3, N0))
 
 
 def block_keys(keys, block):
