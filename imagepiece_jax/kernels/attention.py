@@ -205,7 +205,8 @@ def _odd_length_forward(query, key, value, key_bias):
 
     def attend_padded(*operands):
         padded_operands = jax.tree.map(lambda x: pad_tokens(x, length + 1), operands)
-        padded_out = _fused_attention(*padded_operands, "cudnn", length)
+        query, key, value, key_bias = padded_operands
+        padded_out = _fused_attention(query, key, value, key_bias, "cudnn", length)
         return padded_out[:, :length]  # [batch, tokens, heads, head_dim]
 
     return jax.vjp(attend_padded, query, key, value, key_bias)

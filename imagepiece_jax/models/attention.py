@@ -74,6 +74,7 @@ class Attention(nn.Module):
         num_queries: attend only from the first tokens (no reduction follows); None: all
         """
         num_tokens = x.shape[1]
+        # With a mask, or with few queries, no cuDNN kernel is trained.
         if train and state.mask is None and num_queries is None:
             x = attention_kernels.pad_for_training(x, self.execution.attention_impl)
         heads = self.project_heads(x, state, num_queries=num_queries)
@@ -87,7 +88,7 @@ class Attention(nn.Module):
                 query, key, value, key_bias, backend=backend, length=num_tokens
             )
         scores = self.token_scores(heads, score_names, state)
-        return self.project_output(out)[:, :num_tokens], scores
+        return self.project_output(out)[:, :num_tokens], scores  # without padding
 
     def project_heads(
         self,
@@ -122,7 +123,7 @@ class Attention(nn.Module):
             else:
                 coordinates: Any = state.coordinates  # set in a rotary model
                 rotations = rotary.rotations(coordinates, head_dim, num_prefix)
-            # Padding tokens of x have no coordinates.
+            # Padding tokens of x have no coordinates. [batch or 1, tokens, 1, planes]
             pad_tokens = attention_kernels.pad_tokens
             cos = pad_tokens(cast(Any, rotations[0]), x.shape[1])
             sin = pad_tokens(cast(Any, rotations[1]), x.shape[1])
@@ -152,12 +153,13 @@ class Attention(nn.Module):
         "query" and "value" [batch, tokens, head_dim] are means over heads.
         """
         num_tokens = state.x.shape[1]
-        query = heads.query[:, :num_tokens]
+        query = heads.query[:, :num_tokens]  # [batch, tokens, heads, head_dim]
         key = heads.key[:, :num_tokens]
         bias = heads.key_bias
         live_mask = None
         if heads.mask is not None:
-            # Scores select tokens and have no gradient. They see live tokens only.
+            # Scores select tokens and have no gradient. They see live tokens only. The
+            # mask is 0 or 1, but has a gradient, so it is floats.
             live_mask = (heads.mask > 0.5).astype(jnp.float32)
             mask_bias = jnp.where(heads.mask > 0.5, jnp.float32(0), -jnp.inf)
             bias = mask_bias if bias is None else bias + mask_bias
@@ -222,14 +224,14 @@ class DirectedAttention(Attention):
         """As in Attention; "key" comes with "all_keys", prefix included."""
         scores = super().token_scores(heads, score_names - {"key"}, state)
         if "key" in score_names:
-            # Reducers compare the mean key over heads without sizes, a product of its
-            # own.
+            # Reducers compare the mean key over heads without sizes, which a further
+            # product computes.
             x = heads.score_inputs["input"]
             rows = flatten_tokens(x).astype(self.execution.dtype)
             kernel = self.mean_key.astype(self.execution.dtype)
             product = jnp.dot(rows, kernel, preferred_element_type=jnp.float32)
-            mean_keys = product + self.mean_key_bias.astype(jnp.float32)[None]
-            mean_keys = mean_keys.reshape(*x.shape[:2], -1)
+            key_rows = product + self.mean_key_bias.astype(jnp.float32)[None]
+            mean_keys = key_rows.reshape(*x.shape[:2], -1)  # [batch, tokens, head_dim]
             scores["all_keys"] = mean_keys[:, : state.x.shape[1]]  # without padding
             scores["key"] = state.image_rows(scores["all_keys"])
         return scores
@@ -274,11 +276,11 @@ class AttentionPool(nn.Module):
         bias = jnp.log(size) if self.prop_attn else None
         if mask is None:
             queries = jnp.repeat(query, x.shape[0], axis=0)
-            pooled = attention_kernels.dot_product_attention(queries, key, value, bias)
+            heads = attention_kernels.dot_product_attention(queries, key, value, bias)
         else:
-            pooled = attention_kernels.attend_live_tokens(query, key, value, mask, bias)
-        pooled = pooled.reshape(x.shape[0], self.config.embed_dim).astype(self.dtype)
-        pooled = self.proj(pooled)
+            heads = attention_kernels.attend_live_tokens(query, key, value, mask, bias)
+        heads = heads.reshape(x.shape[0], self.config.embed_dim).astype(self.dtype)
+        pooled = self.proj(heads)
         return pooled + self.mlp(self.norm(pooled))
 
     def probe_scores(self, x: AllRows, state: TokenState) -> array_shapes.TokenValues:
@@ -296,11 +298,11 @@ class AttentionPool(nn.Module):
         key_kernel = self.k.variables["params"]["kernel"].astype(jnp.float32)
         key_kernel = key_kernel.reshape(self.config.embed_dim, *query.shape)
         folded_query = jnp.einsum("xhd,hd->xh", key_kernel, query, precision="highest")
-        x = x.astype(jnp.float32)
+        x = x.astype(jnp.float32)  # [batch, tokens, dim]
         logits = jnp.einsum("bnx,xh->bnh", x, folded_query, precision="highest")
         bias = jnp.log(size) if self.prop_attn else jnp.zeros_like(size)
         if mask is not None:
-            bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)
+            bias = bias + jnp.where(mask > 0.5, 0.0, -jnp.inf)  # of floats 0 or 1
         scores = attention_scores.mean_softmax(logits * query.shape[-1] ** -0.5, bias)
         if not self.config.arch.pool_include_prefix:  # the prefix was cut before
             return scores

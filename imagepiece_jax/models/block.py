@@ -82,9 +82,9 @@ class BlockReduction:
             fields["probe"] = self.probe(state)
         if reducer.draws_random(self.counts, train):
             if self.keys is None:  # fixed keys, one per image
-                numbers = jnp.arange(len(state.x))
-                fold_in_numbers = jax.vmap(jax.random.fold_in, (None, 0))
-                image_keys = fold_in_numbers(root_key(0), numbers)
+                image_indices = jnp.arange(len(state.x))
+                fold_in_indices = jax.vmap(jax.random.fold_in, (None, 0))
+                image_keys = fold_in_indices(root_key(0), image_indices)
             else:
                 image_keys = self.keys["reducer"]
             fold_in = jax.vmap(jax.random.fold_in, (0, None))
@@ -161,15 +161,17 @@ class Block(nn.Module):
     def attend(
         self, state: TokenState, factor: Factor, score_names: Set[str], train: bool
     ) -> tuple[TokenRows, NamedScores]:
-        """The attention branch: (x + factor * attention(norm(x)), scores)."""
-        x = self._norm_input(state.x)
-        out, scores = self.attn(x, state, score_names, train, self.num_queries)
-        out = self._scale_output(out)
+        """The attention branch: (x + factor * attention(norm(x)), scores) of a state."""
+        normed_x = self._norm_input(state.x)
+        out, scores = self.attn(normed_x, state, score_names, train, self.num_queries)
+        branch = self._scale_output(out)
         if "shift" in score_names:
             mask = state.mask
+            # The mask is 0 or 1, but has a gradient, so it is floats.
             live_mask = None if mask is None else (mask > 0.5).astype(jnp.float32)
-            scores["shift"] = shift_shares(state.image_rows(out), live_mask)
-        return add_branch(self._cut_to_queries(state).x, out, factor), scores
+            scores["shift"] = shift_shares(state.image_rows(branch), live_mask)
+        # The branch has rows of the queries alone, so x gets the same rows.
+        return add_branch(self._cut_to_queries(state).x, branch, factor), scores
 
     def attend_reduced(
         self, state: TokenState, reduction: BlockReduction, factor: Factor, train: bool
@@ -177,28 +179,28 @@ class Block(nn.Module):
         """Attention with a reduction inside: (state, scores, Decision)."""
         # Queries and keys see all tokens. Values are computed after the reduction, for
         # the remaining tokens.
-        x = self._norm_input(state.x)
-        heads = self.attn.project_heads(x, state, with_value=False)
+        normed_x = self._norm_input(state.x)
+        heads = self.attn.project_heads(normed_x, state, with_value=False)
         attention = attention_map(heads.query, heads.key, heads.key_bias, heads.mask)
-        if self.num_queries:
+        if self.num_queries:  # of [batch, heads, queries, tokens]
             attention = attention[:, :, : self.num_queries]
         scores = self.attn.token_scores(heads, self.block_plan.attention_reads, state)
         size_before = state.size
         state, decision = reduction(state, scores, train)
         value = self.attn.project_values(self._norm_input(state.x))
         merged_heads = attend_merged(attention, value, decision.result, size_before)
-        out = self.attn.project_output(merged_heads)
+        branch = self._scale_output(self.attn.project_output(merged_heads))
         state = self._cut_to_queries(state)
-        x = add_branch(state.x, self._scale_output(out), factor)
+        x = add_branch(state.x, branch, factor)
         return dataclasses.replace(state, x=x), scores, decision
 
     def feed_forward(self, x: TokenRows, factor: Factor = None) -> TokenRows:
         """x + mlp(norm(x))."""
         if self.config.arch.post_norm:
-            out = self.norm2(self.mlp(flatten_tokens(x)))
+            branch = self.norm2(self.mlp(flatten_tokens(x)))
         else:
-            out = self.mlp(self.norm2(flatten_tokens(x)))
-        return add_branch(x, self.ls2(out), factor)
+            branch = self.mlp(self.norm2(flatten_tokens(x)))
+        return add_branch(x, self.ls2(branch), factor)
 
     def _cut_to_queries(self, state):
         """Cut `state` to the tokens returned by the block, which nothing reduces."""

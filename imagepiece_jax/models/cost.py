@@ -41,7 +41,8 @@ def cost_table(model: ViT, dense_model: ViT) -> str:
 
     The stem includes prefix and positions; the head includes final norm and pooling.
     """
-    part_names = ["stem", *[f"block {i}" for i in range(model.depth)], "head", "total"]
+    block_names = [f"block {index}" for index in range(model.depth)]
+    part_names = ["stem", *block_names, "head", "total"]
     block_plans = [None, *model.plan, None, None]  # only blocks have one
     columns = [_part_macs(model), _part_macs(dense_model), _part_parameters(model)]
     for column in columns:
@@ -50,15 +51,16 @@ def cost_table(model: ViT, dense_model: ViT) -> str:
         ("", "attention", "MLP", "MMACs", "dense", "parameters", "image tokens")
     ]
     parts = zip(part_names, block_plans, *columns, strict=True)
-    for name, block_plan, macs, dense_macs, parameter_count in parts:
+    for part_name, block_plan, macs, dense_macs, parameter_count in parts:
         mmacs = f"{macs / 1e6:.1f}"
         dense_mmacs = f"{dense_macs / 1e6:.1f}"
         cells = [mmacs, dense_mmacs, f"{parameter_count:,}"]
         if block_plan is None:
-            rows.append((name, "", "", *cells, ""))
+            rows.append((part_name, "", "", *cells, ""))
         else:
             token_counts = (block_plan.attn_tokens, block_plan.mlp_tokens)
-            rows.append((name, *token_counts, *cells, describe_reduction(block_plan)))
+            reduction_text = describe_reduction(block_plan)
+            rows.append((part_name, *token_counts, *cells, reduction_text))
     return text_table(rows)
 
 
@@ -113,13 +115,14 @@ def _block_macs(config, block_plan):
     if block_plan.site == "attention":
         # All tokens have attention weights. Only the remaining tokens have values.
         num_values = block_plan.mlp_tokens
-    # First the projections to queries, keys and values, and proj; then both products.
-    attention_macs = 2 * (num_tokens + num_values) * width**2
-    attention_macs += (num_tokens**2 + num_values**2) * width
+    query_and_key_macs = 2 * num_tokens * width**2
+    value_and_proj_macs = 2 * num_values * width**2
+    product_macs = (num_tokens**2 + num_values**2) * width  # logits, weighted values
     num_mlp_layers = 3 if config.arch.mlp == "swiglu" else 2  # SwiGLU has a gate
     hidden_dim = round(config.mlp_ratio * width)
-    macs = attention_macs + block_plan.mlp_tokens * num_mlp_layers * width * hidden_dim
-    if block_plan.counts is None:
+    mlp_macs = block_plan.mlp_tokens * num_mlp_layers * width * hidden_dim
+    macs = query_and_key_macs + value_and_proj_macs + product_macs + mlp_macs
+    if block_plan.counts is None:  # no token leaves here, so the reducer does not run
         return macs
     n_in = block_plan.counts.n_in
     return macs + block_plan.reducer.extra_macs(n_in, width, config.num_heads)
@@ -133,8 +136,9 @@ def _part_parameters(model):
         leaves = jax.tree.leaves([params.get(name, {}) for name in names])
         return sum(math.prod(leaf.shape) for leaf in leaves)
 
-    block_names = [(f"blocks_{i}", f"reducer_{i}") for i in range(model.depth)]
-    block_counts = [count_parameters(*names) for names in block_names]
+    block_counts = []
+    for index in range(model.depth):
+        block_counts.append(count_parameters(f"blocks_{index}", f"reducer_{index}"))
     head_count = count_parameters("norm", "fc_norm", "attn_pool", "head", "head_dist")
     stem_count = count_parameters(*params) - sum(block_counts) - head_count
     return [stem_count, *block_counts, head_count]

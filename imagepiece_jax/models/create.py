@@ -111,8 +111,8 @@ def log_reduction(reduction: Reduction, model: ViT) -> None:
     if reduction.method.macs is None or not parallel.is_main():
         return
     method_name = (model.reduction or reduction).name
-    blocks = enumerate(model.plan)
-    counts_by_block = {i: plan.counts.n_out for i, plan in blocks if plan.counts}
+    plan = enumerate(model.plan)
+    counts_by_block = {i: block.counts.n_out for i, block in plan if block.counts}
     line = f"{method_name}: all tokens stay at this cost"
     if counts_by_block:
         line = f"{method_name} in blocks {', '.join(map(str, counts_by_block))}; "
@@ -129,9 +129,9 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
     """
     model_section = run_config["model"]
     # The named model's crop belongs to its published weights, not to this run.
-    crop = read_fields(run_config["data"])
+    crop_fields = read_fields(run_config["data"])
     config_fields: dict[str, Any] = {
-        "preprocessing": Preprocessing(run_config["image_size"], **crop),
+        "preprocessing": Preprocessing(run_config["image_size"], **crop_fields),
         "num_classes": run_config["num_classes"],
     }
     for field in (*registry.SIZE_FIELDS, "stem", "mean", "std"):
@@ -139,9 +139,10 @@ def read_run_config(run_config: Mapping[str, Any]) -> ViTConfig:
             config_fields[field] = model_section[field]
     if ("mean" in config_fields) != ("std" in config_fields):
         raise InputError("model.mean and model.std are given both, or neither")
-    section = model_section["arch"]
-    part_names = [name for name in section if section[name] is not None]
-    parts = {name: replace_lists(section[name]) for name in part_names}
+    parts = {}
+    for part_name, value in model_section["arch"].items():
+        if value is not None:  # None: the named model's, or DeiT's
+            parts[part_name] = replace_lists(value)
     if model_section["name"]:
         base_config = registry.model_config(model_section["name"])
         arch = base_config.arch.with_fields(parts)

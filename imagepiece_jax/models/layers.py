@@ -66,12 +66,12 @@ class Mlp(nn.Module):
         width_and_dtype = (self.hidden_dim, self.dtype)
         if self.kind == "swiglu":
             gate = nn.silu(dense_layer(*width_and_dtype, name="fc1_g")(x))
-            x = gate * dense_layer(*width_and_dtype, name="fc1_x")(x)
+            hidden = gate * dense_layer(*width_and_dtype, name="fc1_x")(x)
         else:
-            x = gelu(dense_layer(*width_and_dtype, name="fc1")(x), self.gelu)
+            hidden = gelu(dense_layer(*width_and_dtype, name="fc1")(x), self.gelu)
         if self.norm_eps is not None:
-            x = LayerNorm(self.dtype, self.norm_eps, name="norm")(x)
-        return dense_layer(dim, self.dtype, name="fc2")(x)
+            hidden = LayerNorm(self.dtype, self.norm_eps, name="norm")(hidden)
+        return dense_layer(dim, self.dtype, name="fc2")(hidden)
 
 
 def bias_init(fan_in: int) -> Callable[..., jax.Array]:
@@ -109,9 +109,9 @@ class PatchStem(nn.Module):
     @nn.compact
     def __call__(self, images: PixelRows, train: bool = False) -> PatchGrid:
         side = self.patch_size
-        batch, height, width, channels = images.shape
-        rows = height // side
-        patches = images.reshape(batch, rows, side, width // side, side, channels)
+        batch_size, height, width, channels = images.shape
+        grid_shape = (height // side, side, width // side, side)
+        patches = images.reshape(batch_size, *grid_shape, channels)
         # On CPUs a matrix product's gradient is twice as fast as a convolution's. Its
         # inputs are [batch, rows, columns, side, side, channels].
         return nn.DenseGeneral(
@@ -143,17 +143,17 @@ class ConvStem(nn.Module):
         x = images
         conv = functools.partial(nn.Conv, kernel_init=KERNEL_INIT, dtype=self.dtype)
         widths = conv_stem_widths(self.embed_dim, self.patch_size)
-        for i, width in enumerate(widths):
+        for index, width in enumerate(widths):
             # "SAME" would pad an even side by (0, 1). The reference pads (1, 1).
             padding = ((1, 1), (1, 1))
-            x = conv(width, (3, 3), 2, padding, use_bias=False, name=f"conv_{i}")(x)
+            x = conv(width, (3, 3), 2, padding, use_bias=False, name=f"conv_{index}")(x)
             norm = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,
                 epsilon=NORM_EPSILON,
                 axis_name=self.axis_name if train else None,
                 dtype=self.dtype,
-                name=f"norm_{i}",
+                name=f"norm_{index}",
             )
             x = nn.relu(norm(x))
         init = bias_init(self.embed_dim)

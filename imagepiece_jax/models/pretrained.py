@@ -54,6 +54,7 @@ class Origin:
         """The weights' name in messages, such as "run runs/a"."""
         if self.path is None:
             return f"the {self.kind}"
+        # A hub name is OWNER/NAME; any other is the last part of a path.
         location = f"hf://{self.name}" if "/" in self.name else self.path
         return f"{self.kind} {location}"
 
@@ -305,29 +306,26 @@ class Pretrained:
         model: a ViT of equal sizes and parts, with any reduction and image size
         seed: draws missing selectors; None: a missing selector raises InputError
         """
-        origin = self.origin
-        params = dict(self.dense_variables["params"])
-        # `selectors` replace them: the new model's may be in other blocks.
-        for name in timm_tensors.selector_params(self.dense_variables):
-            del params[name]
-        if image_sides(model.config.image_size) != image_sides(self.image_size):
-            trained_size = origin.image_size or self.image_size
-            if origin.positions is not None:  # never resized twice
-                params["pos_embed"] = origin.positions
-            origin = dataclasses.replace(
-                origin, image_size=trained_size, positions=params.get("pos_embed")
-            )
-            params = resize_positions.fit_positions(params, model.config, trained_size)
+        params, origin = self._resize_positions(model.config)
         # Selectors drawn from a seed are not worth keeping.
         selectors = self.selectors
         if "selectors" not in self.untrained_kinds:
             selectors = self.collect_selectors()
-        fresh_parts = ()
+        # The new model's may be in other blocks, so `selectors` replace this model's.
+        former_selectors = timm_tensors.selector_params(self.dense_variables)
+        dense_params = {**params}
+        for part in former_selectors:
+            del dense_params[part]
+        parts_to_draw = ()
         if seed is not None:
-            fresh_parts = timm_tensors.list_missing_selectors(model, selectors)
-        known_variables = {**self.dense_variables, "params": params}
+            parts_to_draw = timm_tensors.list_missing_selectors(model, selectors)
         variables, drawn_parts = timm_tensors.make_own_variables(
-            model, selectors, origin.title, fresh_parts, seed or 0, known_variables
+            model,
+            selectors,
+            origin.title,
+            parts_to_draw,
+            seed or 0,  # unused for None, when no part is drawn
+            known_variables={**self.dense_variables, "params": dense_params},
         )
         pretrained = dataclasses.replace(
             self,
@@ -339,6 +337,20 @@ class Pretrained:
         if self.recovery is not None:
             self.recovery.log_unrecovered(model, pretrained.label)
         return pretrained
+
+    def _resize_positions(self, config):
+        """Fit position embeddings to a config's image size: (parameters, Origin)."""
+        params = self.dense_variables["params"]
+        origin = self.origin
+        if image_sides(config.image_size) == image_sides(self.image_size):
+            return params, origin
+        trained_size = origin.image_size or self.image_size
+        if origin.positions is not None:  # never resized twice
+            params = {**params, "pos_embed": origin.positions}
+        origin = dataclasses.replace(
+            origin, image_size=trained_size, positions=params.get("pos_embed")
+        )
+        return resize_positions.fit_positions(params, config, trained_size), origin
 
 
 def check_loaded(vit: object) -> None:

@@ -140,7 +140,7 @@ class Recovery:
         """Everything in a digest of weights that tells this recovery."""
         # The replaced dense values are among it, because `variables` lack them.
         dense_values = flatten_params(dense_params)
-        replaced_values = {}
+        replaced_values = {}  # filled below, and the first in the list
         digested_values = [replaced_values]
         for variant in self.variants:
             replaced_values |= {path: dense_values[path] for path in variant.values}
@@ -184,12 +184,14 @@ class Recovery:
         """
         variants = []
         for index, variant in enumerate(self.variants):
-            start = f"{index}."
-            names = [name for name in tensors if name.startswith(start)]
+            prefix = f"{index}."
+            names = [name for name in tensors if name.startswith(prefix)]
             if not names and variant.changed:
                 raise InputError(f"it has no values for {variant.name}")
-            own_tensors = {name.removeprefix(start): tensors[name] for name in names}
-            values = timm_tensors.values_from_timm(own_tensors, like)
+            variant_tensors = {
+                name.removeprefix(prefix): tensors[name] for name in names
+            }
+            values = timm_tensors.values_from_timm(variant_tensors, like)
             variants.append(dataclasses.replace(variant, values=values))
         return Recovery(tuple(variants))
 
@@ -199,7 +201,7 @@ class Recovery:
         # training found nothing better.
         if earlier_recovery is None:
             return self
-        earlier_variants = {v.name: v for v in earlier_recovery.variants}
+        earlier_variants = {old.name: old for old in earlier_recovery.variants}
         variants = []
         for variant in self.variants:
             earlier_variant = earlier_variants.pop(variant.name, None)

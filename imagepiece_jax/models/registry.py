@@ -68,8 +68,8 @@ def model_config(name: str) -> ViTConfig:
     if not fields_by_tag:
         raise InputError(f"{name!r} is not a model name; {suggest_names(name)}")
     agreed_values = []
-    for fields in fields_by_tag.values():
-        agreed_values.append([*map(fields.get, AGREED_FIELDS)])
+    for tag_fields in fields_by_tag.values():
+        agreed_values.append([*map(tag_fields.get, AGREED_FIELDS)])
     if any(values != agreed_values[0] for values in agreed_values):
         tags = ", ".join(f"{name}.{tag}" for tag in fields_by_tag)
         raise InputError(f"{name!r} is several different models; name one: {tags}")
@@ -77,7 +77,7 @@ def model_config(name: str) -> ViTConfig:
     fields["preprocessing"] = Preprocessing(**fields["preprocessing"])
     # The JSON lists these with a tag's fields, but they are fields of an Architecture.
     parts = {part: fields.pop(part) for part in ("gelu", "resize") if part in fields}
-    if "." not in name:
+    if "." not in name:  # no tag
         fields.pop("prop_attn", None)  # only some of the weights have it
     config = build_config(name.partition(".")[0], name=name, **fields)
     return config.with_arch(**parts)
@@ -168,8 +168,8 @@ def published_class_names(name: str | None, num_classes: int) -> tuple[str, ...]
 def model_in_file_name(path: str | os.PathLike) -> str | None:
     """The known model in a weights file's name, or None."""
     file_name = pathlib.Path(path).name.removesuffix(".tar")  # timm writes .pth.tar
-    name = pathlib.Path(file_name).stem
-    for pattern, timm_name in ORIGINAL_FILE_PATTERNS.items():
-        if match := re.fullmatch(pattern, name):
-            name = match.expand(timm_name)
-    return name if is_known(name) else None
+    model_name = pathlib.Path(file_name).stem  # or an authors' file name
+    for pattern, name_template in ORIGINAL_FILE_PATTERNS.items():
+        if match := re.fullmatch(pattern, model_name):
+            model_name = match.expand(name_template)
+    return model_name if is_known(model_name) else None

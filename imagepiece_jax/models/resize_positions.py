@@ -43,7 +43,7 @@ def fit_positions(
     resized_grid = resize_grid(patch_embeddings, config.grid, arch.resize)
     new_rows = np.concatenate([prefix_rows, resized_grid.reshape(-1, config.embed_dim)])
     log.info("position embeddings resized to %dx%d", *config.grid)
-    return {**tensors, "pos_embed": new_rows[None]}
+    return {**tensors, "pos_embed": new_rows[None]}  # [1, rows, dim]
 
 
 def resize_grid(
@@ -68,7 +68,7 @@ def resize_grid(
         offset = 0.1 if kind == "offset" else 0.0  # as in DINO and DINOv2
         row_weights = _bicubic_weights(height, new_shape[0], offset)
         column_weights = _bicubic_weights(width, new_shape[1], offset)
-    weights = (row_weights, column_weights)
+    weights = (row_weights, column_weights)  # [new side, old side] each
     return np.einsum("ab,cd,bdx->acx", *weights, values, optimize=True)
 
 

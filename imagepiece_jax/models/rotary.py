@@ -84,10 +84,11 @@ class Rotary:
         if self.axes == "xy":
             coordinates = coordinates[..., ::-1]
         frequencies = frequencies.astype(np.float32)[None, None, None]
-        angles = coordinates[..., None] * frequencies  # [batch, tokens, 2, planes]
-        angles = angles.reshape(*angles.shape[:2], 1, 2 * planes_per_axis)
-        angles = xp.pad(angles, ((0, 0), (num_prefix, 0), (0, 0), (0, 0)))
-        return xp.cos(angles), xp.sin(angles)
+        # [batch, tokens, axes, planes per axis], then one axis of heads and all planes
+        axis_angles = coordinates[..., None] * frequencies
+        angles = axis_angles.reshape(*axis_angles.shape[:2], 1, 2 * planes_per_axis)
+        all_angles = xp.pad(angles, ((0, 0), (num_prefix, 0), (0, 0), (0, 0)))
+        return xp.cos(all_angles), xp.sin(all_angles)
 
     @functools.cache  # noqa: B019, all blocks of a program share one constant
     def grid_rotations(

@@ -35,10 +35,10 @@ SELECTOR = "reducer"  # prefix of a learned reducer's parameter names
 _REPLACEABLE = ("head", "head_dist", "patch_embed", "pos_embed", SELECTOR)
 
 
-class _Entry(NamedTuple):
+class _TimmPlace(NamedTuple):
     """Where a timm state dict holds one parameter."""
 
-    path: str  # our name, without the collection: blocks_3/attn/q/kernel
+    part_path: str  # our name, without the collection: blocks_3/attn/q/kernel
     name: str  # timm's name: blocks.3.attn.qkv.weight
     stack_index: int | None  # 0, 1, 2 in a stacked tensor; None: not stacked
     stack_size: int  # how many parameters the stacked tensor holds; 0: not stacked
@@ -102,10 +102,11 @@ def make_own_variables(
         if not is_in_parts(selector, fresh_parts):
             lack = f"{selector}, the selector that training with it learns"
             raise StateDictMismatch(f"{title} has no {lack}", (SELECTOR,))
-    own_tensors, selector_tensors = split_selectors(tensors)
+    model_tensors, selector_tensors = split_selectors(tensors)
     for selector in selector_params(model_variables.variable_shapes(model)):
-        own_tensors |= tensors_of_selector(selector, selector_tensors)
-    return make_variables(model, own_tensors, title, fresh_parts, seed, known_variables)
+        model_tensors |= tensors_of_selector(selector, selector_tensors)
+    options = (title, fresh_parts, seed, known_variables)
+    return make_variables(model, model_tensors, *options)
 
 
 def list_missing_selectors(model: ViT, tensors: Arrays) -> tuple[str, ...]:
@@ -113,8 +114,8 @@ def list_missing_selectors(model: ViT, tensors: Arrays) -> tuple[str, ...]:
     missing_selectors = []
     selectors = selector_params(model_variables.variable_shapes(model))
     for selector, param_shapes in selectors.items():
-        own_tensors = tensors_of_selector(selector, tensors)
-        shapes = {name: tuple(tensor.shape) for name, tensor in own_tensors.items()}
+        of_selector = tensors_of_selector(selector, tensors)
+        shapes = {name: tuple(tensor.shape) for name, tensor in of_selector.items()}
         if shapes != timm_shapes({"params": {selector: param_shapes}}):
             missing_selectors.append(selector)
     return tuple(missing_selectors)
@@ -156,54 +157,55 @@ def from_timm(
         type, or not finite.
     """
     leaves: dict[str, Any] = traverse_util.flatten_dict(like, sep="/")
-    for key, entry in match_tensors(state_dict, like, fresh_parts).items():
-        leaves[key] = _read_param(state_dict, entry, leaves[key].dtype)
+    for path, place in match_tensors(state_dict, like, fresh_parts).items():
+        leaves[path] = _read_param(state_dict, place, leaves[path].dtype)
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def match_tensors(
     state_dict: Mapping, like: Mapping, fresh_parts: Iterable[str] = ()
-) -> dict[str, _Entry]:
-    """Check names, shapes and types: {key: _Entry} of the parts not in `fresh_parts`.
+) -> dict[str, _TimmPlace]:
+    """Check names, shapes and types: {path: place} of the parts not in `fresh_parts`.
 
     Raises StateDictMismatch for a tensor left over, missing or of wrong form.
     """
     leaves = traverse_util.flatten_dict(like, sep="/")
-    entries = dict(sorted(_make_entries(leaves).items()))
-    model_names = {entry.name for entry in entries.values()}
-    needed_entries = {}
-    problems = []  # (path, sentence)
+    places = dict(sorted(_find_places(leaves).items()))
+    model_names = {place.name for place in places.values()}
+    needed_places = {}
+    problems = []  # (path of a part, sentence)
     for name, tensor in state_dict.items():
-        path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
-        if name not in model_names and not is_in_parts(path, fresh_parts):
+        part_path = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
+        if name not in model_names and not is_in_parts(part_path, fresh_parts):
             lack = "is left over, this model has no such part"
-            problems.append((path, f"tensor {name} of shape {tensor.shape} {lack}"))
-    for key, entry in entries.items():
-        path, name, *_, shape = entry
-        if is_in_parts(path, fresh_parts):
+            sentence = f"tensor {name} of shape {tensor.shape} {lack}"
+            problems.append((part_path, sentence))
+    for path, place in places.items():
+        part_path, name, *_, shape = place
+        if is_in_parts(part_path, fresh_parts):
             continue
-        needed_entries[key] = entry
+        needed_places[path] = place
         tensor = state_dict.get(name)
         if tensor is None:
-            problem = f"is missing, {path} needs it in shape {shape}"
+            fault = f"is missing, {part_path} needs it in shape {shape}"
         elif tensor.shape != shape:
-            problem = f"has shape {tensor.shape}, {path} needs {shape}"
+            fault = f"has shape {tensor.shape}, {part_path} needs {shape}"
         elif not jnp.issubdtype(tensor.dtype, jnp.floating):
-            problem = f"is of type {tensor.dtype}, {path} needs floats"
+            fault = f"is of type {tensor.dtype}, {part_path} needs floats"
         else:
             continue
-        problems.append((path, f"tensor {name} {problem}"))
+        problems.append((part_path, f"tensor {name} {fault}"))
     if not problems:
-        return needed_entries
-    unfit_paths = [path for path, _ in problems]
-    model_paths = [entry.path for entry in entries.values()]
-    remedy = [*fresh_parts]
+        return needed_places
+    # Would the rest fit if some parts were drawn? Then the error names these parts.
+    unfit_paths = [part_path for part_path, _ in problems]
+    model_paths = [place.part_path for place in places.values()]
+    parts_to_draw = [*fresh_parts]
     for part in _REPLACEABLE:
         if has_part(unfit_paths, part) and has_part(model_paths, part):
-            remedy.append(part)
-    if not all(is_in_parts(path, remedy) for path in unfit_paths):
-        remedy = ()
-    raise StateDictMismatch(problems[0][1], tuple(remedy))
+            parts_to_draw.append(part)
+    would_fit = all(is_in_parts(part_path, parts_to_draw) for part_path in unfit_paths)
+    raise StateDictMismatch(problems[0][1], tuple(parts_to_draw) if would_fit else ())
 
 
 def values_from_timm(tensors: Arrays, like: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -213,25 +215,27 @@ def values_from_timm(tensors: Arrays, like: Mapping[str, Any]) -> dict[str, np.n
     Raises StateDictMismatch if a given tensor does not fit.
     """
     leaves = traverse_util.flatten_dict({"params": like["params"]}, sep="/")
-    entries = _make_entries(leaves).items()
-    subset = {key: leaves[key] for key, entry in entries if entry.name in tensors}
+    places = _find_places(leaves).items()
+    subset = {path: leaves[path] for path, place in places if place.name in tensors}
     if "pos_embed" in tensors:  # of the variant's image size, not of `like`'s
         shape = tensors["pos_embed"].shape
         subset["params/pos_embed"] = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = from_timm(tensors, traverse_util.unflatten_dict(subset, sep="/"))
-    values: Any = traverse_util.flatten_dict(variables.get("params", {}), sep="/")
-    return values
+    params = variables.get("params", {})
+    value_of_path: Any = traverse_util.flatten_dict(params, sep="/")
+    return value_of_path
 
 
 def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Convert variables to a timm state dict of NumPy arrays, with qkv stacked."""
     stacks = {}  # {name: {index in the stack: array}}
     leaves = traverse_util.flatten_dict(variables, sep="/")
-    for key, entry in _make_entries(leaves).items():
-        array = np.asarray(leaves[key])
-        if entry.name.endswith(".weight"):
+    for path, place in _find_places(leaves).items():
+        array = np.asarray(leaves[path])
+        if place.name.endswith(".weight"):
             array = array.transpose(_torch_axes(array.ndim))
-        stacks.setdefault(entry.name, {})[entry.stack_index or 0] = array
+        stack_index = place.stack_index or 0  # None: the tensor's only array
+        stacks.setdefault(place.name, {})[stack_index] = array
     tensors = {}
     for name, array_by_index in stacks.items():
         arrays = [array_by_index[index] for index in sorted(array_by_index)]
@@ -243,18 +247,20 @@ def to_timm(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def timm_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{timm's name: shape}, as from `to_timm`, without computing the tensors."""
     leaves = traverse_util.flatten_dict(variables, sep="/")
-    return {entry.name: entry.shape for entry in _make_entries(leaves).values()}
+    return {place.name: place.shape for place in _find_places(leaves).values()}
 
 
-def _make_entries(leaves):
-    """{path with collection: _Entry} for all leaves of a variables tree."""
-    return {key: _make_entry(key, leaf.shape, leaves) for key, leaf in leaves.items()}
+def _find_places(leaves):
+    """{path with collection: _TimmPlace} for all leaves of a variables tree."""
+    return {
+        path: _find_place(path, leaf.shape, leaves) for path, leaf in leaves.items()
+    }
 
 
-def _make_entry(key, shape, leaves):
-    """The _Entry of one leaf; `key` is params/blocks_3/mlp/fc1/bias, for example."""
-    path = key.partition("/")[2]
-    *modules, leaf_name = path.split("/")
+def _find_place(path, shape, leaves):
+    """The _TimmPlace of one leaf; path: params/blocks_3/mlp/fc1/bias, for example."""
+    part_path = path.partition("/")[2]
+    *modules, leaf_name = part_path.split("/")
     # blocks_3/attn/q/kernel is the first third of blocks.3.attn.qkv.weight.
     stack_index = None
     letters = ""  # the stacked projections', "qkv" or "kv"
@@ -262,7 +268,7 @@ def _make_entry(key, shape, leaves):
         letters = _STACKED_LETTERS.get(modules[-2], "")
     if modules and modules[-1] in tuple(letters):
         projection = modules.pop()
-        key_bias_path = f"{key.rsplit('/', 2)[0]}/k/bias"
+        key_bias_path = f"{path.rsplit('/', 2)[0]}/k/bias"
         # BEiT has no key bias, so its other biases are tensors of their own: q_bias.
         if leaf_name == "bias" and key_bias_path not in leaves:
             leaf_name = f"{projection}_bias"
@@ -276,7 +282,7 @@ def _make_entry(key, shape, leaves):
         timm_shape = [shape[axis] for axis in _torch_axes(len(shape))]
     if stack_index is not None:
         timm_shape = (len(letters) * timm_shape[0], *timm_shape[1:])
-    return _Entry(path, name, stack_index, len(letters), tuple(timm_shape))
+    return _TimmPlace(part_path, name, stack_index, len(letters), tuple(timm_shape))
 
 
 def _torch_axes(ndim):
@@ -284,16 +290,17 @@ def _torch_axes(ndim):
     return _KERNEL_AXES.get(ndim, range(ndim))
 
 
-def _read_param(state_dict, entry, dtype):
-    array = state_dict[entry.name]
-    if entry.stack_index is not None:
-        array = np.split(array, entry.stack_size)[entry.stack_index]
-    if entry.name.endswith(".weight"):
-        inverse_axes = np.argsort(_torch_axes(array.ndim))
-        array = array.transpose(inverse_axes)
+def _read_param(state_dict, place, dtype):
+    """Read the parameter at a _TimmPlace, with the axes of Flax."""
+    tensor = state_dict[place.name]
+    if place.stack_index is not None:
+        tensor = np.split(tensor, place.stack_size)[place.stack_index]
+    if place.name.endswith(".weight"):
+        inverse_axes = np.argsort(_torch_axes(tensor.ndim))
+        tensor = tensor.transpose(inverse_axes)
     with np.errstate(over="ignore"):  # an overflow is infinite and refused below
-        array = np.array(array, dtype, order="C")
-    if not np.isfinite(array).all():
-        fault = f"has a value that is not finite in {array.dtype}"
-        raise StateDictMismatch(f"tensor {entry.name} {fault}")
-    return array
+        param = np.array(tensor, dtype, order="C")
+    if not np.isfinite(param).all():
+        fault = f"has a value that is not finite in {param.dtype}"
+        raise StateDictMismatch(f"tensor {place.name} {fault}")
+    return param

@@ -59,8 +59,8 @@ def variable_shapes(model: ViT) -> dict[str, Any]:
             continue
         if reducer not in shapes_by_reducer:
             shapes_by_reducer[reducer] = _reducer_shapes(model, block_plan)
-        for collection, collection_shapes in shapes_by_reducer[reducer].items():
-            shapes[collection][f"reducer_{index}"] = _copy_dicts(collection_shapes)
+        for collection, reducer_shapes in shapes_by_reducer[reducer].items():
+            shapes[collection][f"reducer_{index}"] = _copy_dicts(reducer_shapes)
     return shapes
 
 
@@ -105,8 +105,8 @@ def draw_variables(
     def draw(key, images):
         variables = {}
         for collection, params in init(key, images).items():
-            own_names = [name for name in part_names if name in params]
-            variables[collection] = {name: params[name] for name in own_names}
+            drawn_names = [name for name in part_names if name in params]
+            variables[collection] = {name: params[name] for name in drawn_names}
         return variables
 
     return draw(key, images)
@@ -115,7 +115,7 @@ def draw_variables(
 def check_parts(part_names: Iterable[str], model: ViT, field: str) -> None:
     """Check that the model has every part; `field` is the setting, for the error."""
     leaves = traverse_util.flatten_dict(variable_shapes(model), sep="/")
-    paths = [key.partition("/")[2] for key in leaves]  # without the collection
+    paths = [path.partition("/")[2] for path in leaves]  # without the collection
     for part_name in part_names:
         if not has_part(paths, part_name):
             # blocks_3 is listed as "blocks".

@@ -198,17 +198,18 @@ class ViT(nn.Module):
         if keys is None:
             raise InputError('train=True needs keys={"drop_path": [B] keys}')
         factors = draw_drop_path_scale(keys["drop_path"], self.depth, rate)
+        # [batch, depth, the two branches]
         return [(factors[:, i, 0], factors[:, i, 1]) for i in range(self.depth)]
 
     def _compute_outputs(self, state, decisions, norm, pool):
         """Pool the last block's tokens and apply the heads."""
         arch = self.config.arch
-        x = state.x
+        x = state.x  # [batch, tokens, dim]
         # A head may read one or two tokens: jit drops the norm of all others. The limit
         # None, for a head that reads patches, takes all.
         head_tokens = norm(x[:, : arch.num_head_tokens])
         if arch.pool == "token":
-            head_vector = head_tokens[:, 0]
+            head_vector = head_tokens[:, 0]  # the class token's
         elif arch.pool == "mean":
             pooled_tokens, size, mask = cut_pooled_tokens(head_tokens, state, arch)
             if mask is not None:
@@ -226,7 +227,7 @@ class ViT(nn.Module):
         head_vectors = {"head": head_vector}
         pooled = head_vector
         if arch.dist_token:
-            head_vectors["head_dist"] = head_tokens[:, 1]
+            head_vectors["head_dist"] = head_tokens[:, 1]  # the distillation token's
             pooled = jnp.mean(head_tokens, axis=1)
         num_classes = self.config.num_classes
         head_logits = []
@@ -253,6 +254,7 @@ class ViT(nn.Module):
         return LayerNorm(self._part_dtype(name), self.config.arch.norm_eps, name=name)
 
     def _embed_images(self, images, train):
+        """The TokenState before the first block, from images [batch, H, W, 3]."""
         arch = self.config.arch
         stem = self._make_stem()
         # Pixels beyond the last whole patch are cut, like a strided convolution does.
@@ -261,9 +263,9 @@ class ViT(nn.Module):
         width -= width % self.config.patch_size
         x = images[:, :height, :width].astype(self._part_dtype("patch_embed"))
         x = stem(x, train)
-        batch, rows, columns, dim = x.shape
-        x = x.reshape(batch, rows * columns, dim)
-        prefix = self._prefix_tokens(batch, dim)
+        batch_size, rows, columns, dim = x.shape
+        x = x.reshape(batch_size, rows * columns, dim)
+        prefix = self._prefix_tokens(batch_size, dim)
         if arch.prefix_positions:
             if prefix:
                 x = jnp.concatenate([*prefix, x], 1)
@@ -288,7 +290,8 @@ class ViT(nn.Module):
         shapes = {name: (1, count, dim) for name, count in counts.items() if count}
         params = [self.param(name, layers.NORMAL_INIT, shapes[name]) for name in shapes]
         prefix = [param.astype(self._part_dtype("patch_embed")) for param in params]
-        return [jnp.broadcast_to(x, (batch_size, *x.shape[1:])) for x in prefix]
+        sizes = [(batch_size, *tokens.shape[1:]) for tokens in prefix]
+        return [*map(jnp.broadcast_to, prefix, sizes)]
 
     def _make_stem(self):
         """Make the trained stem, or the FoldedStem of an Execution with `folded`."""

@@ -42,7 +42,7 @@ def join_closest_clusters(
 
     def merge_pair(_, carry):
         # A cluster is stored in the row and column of its first token.
-        distance, first_token, size = carry
+        distance, first_token, size = carry  # [batch, N, N], [batch, N], [batch, N]
         _, pair_index = find_first_largest(-distance.reshape(batch, -1))
         # Cluster b, the cluster with the later first token, becomes a part of a. `//`
         # would be nine operations.
@@ -55,10 +55,10 @@ def join_closest_clusters(
         row_b = gather_rows(distance, cluster_b)[:, 0]
         size_a = gather_rows(size, cluster_a)
         size_b = gather_rows(size, cluster_b)
-        merged_distance = link_distances(row_a, row_b, size_a, size_b)
-        merged_distance = jnp.where(is_a_or_b, FAR_DISTANCE, merged_distance)
-        distance = jnp.where(is_a[:, :, None], merged_distance[:, None, :], distance)
-        distance = jnp.where(is_a[:, None, :], merged_distance[:, :, None], distance)
+        linked_distance = link_distances(row_a, row_b, size_a, size_b)
+        new_row = jnp.where(is_a_or_b, FAR_DISTANCE, linked_distance)
+        distance = jnp.where(is_a[:, :, None], new_row[:, None, :], distance)
+        distance = jnp.where(is_a[:, None, :], new_row[:, :, None], distance)
         is_of_b = is_b[:, :, None] | is_b[:, None, :]
         size = jnp.where(is_a, size + gather_rows(size, cluster_b), size)
         return (

@@ -68,12 +68,14 @@ class PruneAndMerge(Ranking):
                 slot_of_token, attn_size=inputs.attn_size, n_out=n_out, merges=False
             )
         slot_of_token, cosine = join_kept(all_cosines(x, inputs.all_x), ranks, n_out)
-        sizes = inputs.attn_size * cosine  # as in the authors' code
+        attn_size = inputs.attn_size * cosine  # as in the authors' code
         if num_kept < counts.n_in:
             is_dropped = ranks >= num_kept
             slot_of_token = jnp.where(is_dropped, DROPPED, slot_of_token)
-            sizes = jnp.where(is_dropped, 0.0, sizes)
-        return Assignment(slot_of_token, attn_size=sizes, n_out=n_out, by_size=False)
+            attn_size = jnp.where(is_dropped, 0.0, attn_size)
+        return Assignment(
+            slot_of_token, attn_size=attn_size, n_out=n_out, by_size=False
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,7 @@ class DiffRate(Method):
             return
         prune: Any = self.prune
         merge: Any = self.merge
+        # The class token stays, and at least one more.
         check_entries("prune", prune, least=2)
         check_entries("merge", merge, least=2)
         if any(map(operator.lt, prune, merge)):
@@ -122,7 +125,7 @@ class DiffRate(Method):
         if model_name == "deit_b" and is_mae:
             model_name = "mae_b"
         model_size = facts.embed_dim, facts.depth, facts.patches
-        is_published_size = model_size == (width, 12, 196)
+        is_published_size = model_size == (width, 12, 196)  # DeiT's depth and patches
         if not is_published_size and not stretch:
             raise InputError(
                 "diffrate has schedules only for DeiT-Ti, S, B and MAE-B with 196 "
@@ -137,16 +140,18 @@ class DiffRate(Method):
 
         def stretch_counts(counts):  # with the class token, before and after
             image_counts = [count - 1 for count in counts]
+            # The ratio 0.5 leaves shares as they are.
             shares = schedules.stretched_shares(image_counts, facts.depth, ratio=0.5)
             return _count_with_class_token(shares, facts.patches)
 
         return stretch_counts(prune), stretch_counts(merge)
 
     def scale_schedule(self, ratio: float, facts: ModelFacts) -> Self:
-        def scale_counts(counts):
+        # The image tokens' shares in both lists get a power.
+        def scale_counts(counts):  # with the class token, before and after
             shares = [(count - 1) / facts.patches for count in counts]
-            powered_shares = schedules.powered_shares(shares, ratio)
-            return _count_with_class_token(powered_shares, facts.patches)
+            scaled_shares = schedules.powered_shares(shares, ratio)
+            return _count_with_class_token(scaled_shares, facts.patches)
 
         prune, merge = map(scale_counts, self.choose_count_lists(facts, stretch=True))
         return dataclasses.replace(self, prune=prune, merge=merge)

@@ -27,15 +27,15 @@ def cluster_by_density(x: TokenRows, num_neighbors: int, n_out: int) -> TokenInd
     # A token's density is exp(- mean squared distance to its nearest tokens). Centers
     # are the `n_out` tokens with the highest product of density and distance to the
     # nearest denser token.
-    mean_squares = squared_distances(x) / x.shape[-1]
+    mean_squares = squared_distances(x) / x.shape[-1]  # [batch, tokens, tokens]
     is_near = ranking.mark_smallest(mean_squares, num_neighbors)
     # The density's logarithm: the density itself would be 0 for all distant tokens.
     log_density = -jnp.sum(jnp.where(is_near, mean_squares, 0), axis=-1) / num_neighbors
     distance = jnp.sqrt(mean_squares)
     is_denser = log_density[:, None, :] > log_density[:, :, None]
     max_distance = jnp.max(distance, axis=(1, 2))
-    separation = jnp.where(is_denser, distance, max_distance[:, None, None])
-    separation = jnp.min(separation, axis=-1)
+    denser_distance = jnp.where(is_denser, distance, max_distance[:, None, None])
+    separation = jnp.min(denser_distance, axis=-1)
     is_center = ranking.rank_tokens(log_density + jnp.log(separation)) < n_out
     nearness = jnp.where(is_center[:, None, :], -distance, -jnp.inf)
     _, nearest_center = ranking.find_first_largest(nearness)

@@ -41,10 +41,10 @@ def choose_softly(
     logits = jnp.where(is_candidate, similarity, 0) / squared_temperature
 
     def draw(carry, _):
-        amounts, discount = carry
+        amounts, discount = carry  # [batch, even, odd] and [batch, even]
         draw_logits = jnp.where(is_candidate, logits + discount[:, :, None], -jnp.inf)
-        share = jax.nn.softmax(draw_logits.reshape(len(draw_logits), -1))
-        share = share.reshape(draw_logits.shape)
+        flat_share = jax.nn.softmax(draw_logits.reshape(len(draw_logits), -1))
+        share = flat_share.reshape(draw_logits.shape)
         row_share = jnp.sum(share, axis=-1)
         row_rest = jnp.maximum(1 - row_share, 2.0**-23)  # 0 would have no logarithm
         discount = discount + jnp.log(row_rest) / CHOICE_TEMPERATURE
@@ -73,7 +73,7 @@ def merge_softly(
     num_merges: number of merges in evaluation
     """
     num_tokens = size.shape[1]
-    spread_share = choose_softly(similarity, num_merges)  # [B, a, b]
+    spread_share = choose_softly(similarity, num_merges)  # [B, even, odd]
     even_size = size[:, 0:num_live:2]
     odd_size = size[:, 1:num_live:2]
     moved_size = spread_share * even_size[:, :, None]
@@ -85,19 +85,21 @@ def merge_softly(
     # A token at an odd place becomes the size-weighted mean of itself and its received
     # shares. First the weights of the shares, at odd rows and even columns.
     divisor = jnp.maximum(grown_size, TINY_SIZE)
-    odd_weight = moved_size.transpose(0, 2, 1) / divisor[:, :, None]  # [B, b, a]
+    odd_weight = moved_size.transpose(0, 2, 1) / divisor[:, :, None]  # [B, odd, even]
     num_dead = num_tokens - num_live
     parity = num_live % 2
     row_padding = (1, num_dead + parity, 1)  # before, after and between rows
     column_padding = (0, num_dead + 1 - parity, 1)
     paddings = ((0, 0, 0), row_padding, column_padding)
-    matrix = jax.lax.pad(odd_weight, jnp.float32(0), paddings)
+    share_matrix = jax.lax.pad(odd_weight, jnp.float32(0), paddings)
     # Then the weights of the tokens themselves: all except odd tokens keep their
     # features.
-    own_weight = ranking.interleave_tokens(jnp.ones_like(even_size), odd_size / divisor)
-    own_weight = jnp.pad(own_weight, ((0, 0), (0, num_dead)), constant_values=1.0)
-    own_weight = own_weight[:, :, None]
-    matrix = matrix + own_weight * jnp.eye(num_tokens, dtype=jnp.float32)[None]
+    live_weight = ranking.interleave_tokens(
+        jnp.ones_like(even_size), odd_size / divisor
+    )
+    weight = jnp.pad(live_weight, ((0, 0), (0, num_dead)), constant_values=1.0)
+    row_weight = weight[:, :, None]
+    matrix = share_matrix + row_weight * jnp.eye(num_tokens, dtype=jnp.float32)[None]
     live_size = ranking.interleave_tokens(even_size * kept_share, grown_size)
     ranks = ranking.rank_tokens(jax.lax.stop_gradient(live_size))
     order = ranking.invert_order(ranks, num_live)

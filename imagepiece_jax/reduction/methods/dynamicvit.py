@@ -91,7 +91,7 @@ class LearnedSelection(method.Method):
             if block_plan.step is None or block_plan.counts is None:
                 continue
             rule: Any = block_plan.step.rule
-            num_initial = num_initial or block_plan.counts.n_in
+            num_initial = num_initial or block_plan.counts.n_in  # of the first step
             if block_plan.step.tokens is None:
                 shares.append(rule.rate)
                 continue
@@ -106,7 +106,7 @@ class LearnedSelection(method.Method):
     def param_groups(self, path: str) -> method.ParamGroup:  # pyrefly: ignore[bad-override]
         # Selectors have the scheduled learning rate. The backbone learns slower, after
         # the frozen epochs. Prefix tokens and positions are not trained.
-        part = path.split("/")[0]
+        part = path.split("/")[0]  # of blocks_3/attn/q/kernel: blocks_3
         if part.startswith("reducer_"):
             return method.ParamGroup()
         if part in ("cls_token", "dist_token", "reg_token", "pos_embed"):

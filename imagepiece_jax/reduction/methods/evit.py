@@ -36,9 +36,9 @@ class EViT(InStages):
         # change it in every step (start 10, 100 epochs). A change per epoch needs fewer
         # compiled programs.
         start = self.rate_warmup_start
-        length = self.rate_warmup_epochs
-        if length == 0 or epoch >= start + length:
+        num_epochs = self.rate_warmup_epochs
+        if num_epochs == 0 or epoch >= start + num_epochs:
             return self.keep_rate
-        progress = max(0.0, (epoch - start) / length)
+        progress = max(0.0, (epoch - start) / num_epochs)
         fall = 0.5 * (1 - math.cos(math.pi * progress))
         return 1 - (1 - self.keep_rate) * fall

@@ -32,8 +32,8 @@ class Cells(Reducer):
         cell_row = jnp.arange(height) * self.size // height
         cell_column = jnp.arange(width) * self.size // width
         cell_grid = cell_row[:, None] * self.size + cell_column[None, :]
-        slots = cell_grid.reshape(1, -1).astype(jnp.int32)
-        slot_of_token = jnp.broadcast_to(slots, inputs.size.shape)
+        cell_of_patch = cell_grid.reshape(1, -1).astype(jnp.int32)
+        slot_of_token = jnp.broadcast_to(cell_of_patch, inputs.size.shape)
         return Assignment(slot_of_token, n_out=counts.n_out)
 
 

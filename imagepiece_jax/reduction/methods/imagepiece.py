@@ -38,7 +38,7 @@ class Retokenize(Ranking):
     size_weighting: bool = True  # merged tokens are means over patches, not tokens
 
     def check_fits(self, grid: tuple[int, int] | None, counts: StepCounts) -> None:
-        # At most half the candidates can merge.
+        # At most half the candidates can merge; only MergeCandidates sets their number.
         num_merges = counts.n_in - counts.n_out
         sentence = f"Retokenize merges {num_merges} of {counts.candidates} candidates"
         refuse_any((num_merges > (counts.candidates or 0) // 2, sentence))
@@ -98,6 +98,7 @@ class ImagePiece(Method):
         if self.prune_blocks == ():
             return dataclasses.replace(self, merge_ratio=round(ratio, 6))
         factor = ratio / max(drop_rate, self.merge_ratio, 1e-6)  # both may be 0
+        # Six digits, which a reduction's text shows
         keep_rate = round(1 - drop_rate * factor, 6)
         merge_ratio = round(self.merge_ratio * factor, 6)
         return dataclasses.replace(self, keep_rate=keep_rate, merge_ratio=merge_ratio)

@@ -26,16 +26,19 @@ class NoisyTopK(KeepPredictor):
 
     @nn.compact
     def __call__(self, inputs, counts, train=False):
-        score = token_selector.KeepScores(name="scores")(inputs.x, inputs.mask)[..., 0]
+        # Log probabilities [batch, tokens, (keep, drop)], of which the first ranks
+        scores = token_selector.KeepScores(name="scores")(inputs.x, inputs.mask)
+        log_keep = scores[..., 0]
         if not train:
-            return keep_highest(score, counts.n_out)
-        noise = token_selector.draw_gumbel_noise(inputs.rng, score.shape[1:])
-        noisy_score = score + noise
+            return keep_highest(log_keep, counts.n_out)
+        noise = token_selector.draw_gumbel_noise(inputs.rng, log_keep.shape[1:])
+        noisy_score = log_keep + noise
         # A staying token is multiplied by 1, with the gradient of its probability to
-        # be kept, so the scores learn.
-        factor = token_selector.straight_through(jnp.ones_like(score), jnp.exp(score))
+        # be kept, so the scores learn. A mean would divide by the weight again.
+        probability = jnp.exp(log_keep)
+        weight = token_selector.straight_through(jnp.ones_like(log_keep), probability)
         assignment = keep_highest(jax.lax.stop_gradient(noisy_score), counts.n_out)
-        return dataclasses.replace(assignment, weight=factor, mean=False)
+        return dataclasses.replace(assignment, weight=weight, mean=False)
 
     @nn.nowrap
     def draws_random(self, counts: StepCounts, train: bool) -> bool:

@@ -35,7 +35,7 @@ class FusionRule(RemoveAtMostHalf):
 
     def count_removed(self, n: int) -> int:
         # The authors bound `r`, a share, too, before they look whether it is below 1.
-        amount = min(self.r, n + 1 - FEWEST_TOKENS)
+        amount = min(self.r, n + 1 - FEWEST_TOKENS)  # n is without the class token
         return block_plan.exact_floor(n * amount) if amount < 1 else int(amount)
 
     def fewest_tokens(self, n: int, stage: int) -> int:
@@ -115,9 +115,9 @@ class Fusion(Ranking):
         for value, temperature in ((score, self.attention), (size, self.sizes)):
             min_value = jnp.min(value, axis=1, keepdims=True)
             factor *= (min_value / value) ** (1 / temperature)
-        x = unit_vectors(x)
-        similarity = dot_products(x[:, first_even::2], x[:, 1 - first_even :: 2])
-        similarity = ((similarity + 1) / 2) ** (1 / self.similarity)
+        unit = unit_vectors(x)
+        cosines = dot_products(unit[:, first_even::2], unit[:, 1 - first_even :: 2])
+        similarity = ((cosines + 1) / 2) ** (1 / self.similarity)  # of 0 to 1
         even_factor = factor[:, first_even::2, None]
         return similarity * even_factor * factor[:, None, 1 - first_even :: 2]
 

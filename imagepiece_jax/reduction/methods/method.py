@@ -33,9 +33,8 @@ def training_field(default: float, **bounds: Any) -> Any:
 
 def check_entries(name: str, values: Any, **bounds: Any) -> None:
     """Check a tuple of whole numbers; bounds are those of `check_range`."""
-    checks.refuse_any(
-        (type(values) is not tuple, f"{name} is {values!r}; it must be a tuple")
-    )
+    is_tuple = type(values) is tuple  # not a text or a number, of a mistaken call
+    checks.refuse_any((not is_tuple, f"{name} is {values!r}; it must be a tuple"))
     for value in values:
         checks.check_range(f"an entry of {name}", value, whole=True, **bounds)
 
@@ -109,7 +108,7 @@ class Method:
             if field.name in CHOICES:
                 checks.check_choice(field.name, value, CHOICES[field.name])
         checks.check_options(self)
-        if self.macs is not None or type(self) is Method:
+        if self.macs is not None or type(self) is Method:  # a placeholder has a cost
             checks.check_range("macs", self.macs, above=0, most=1)
         if self.macs is not None and self.ratio_field is not None:
             self._check_default(self.ratio_field, "macs")
@@ -168,6 +167,7 @@ class Method:
         defaults = {name: getattr(type(self), name) for name in self.amount_fields}
         method = dataclasses.replace(self, macs=None, counts=counts, **defaults)
         plan = method.plan(facts, exact=False)
+        # No prefix is planned, so these are image tokens.
         reached_counts = [block_plan.mlp_tokens for block_plan in plan]
         return dataclasses.replace(method, counts=reached_counts)
 
@@ -208,6 +208,7 @@ class KeepingShare(Method):
     keep_rate: float = checks.option(0.7, least=0, most=1)
 
     def scale_schedule(self, ratio: float, facts: ModelFacts) -> Self:
+        # Six digits, which a reduction's text shows
         return dataclasses.replace(self, keep_rate=round(1 - ratio, 6))
 
 

@@ -35,7 +35,8 @@ class KeepPeaks(Ranking):
     def __call__(self, inputs, counts, train=False):
         score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         size = inputs.attn_size
-        if inputs.mask is not None:  # tokens removed by a mask leave first
+        # Tokens removed by a mask (floats, 0 or 1, with a gradient) leave first.
+        if inputs.mask is not None:
             score = jnp.where(inputs.mask > 0.5, score, 0.0)
             size = jnp.where(inputs.mask > 0.5, size, 0.0)
         cosines = all_cosines(inputs.x, inputs.all_x)

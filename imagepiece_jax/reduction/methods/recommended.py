@@ -22,7 +22,8 @@ def replace_placeholder(method: Method, facts: ModelFacts) -> Method:
     if method.counts is None:
         # Below a depth of 4, stages start at block 0. This reaches costs out of reach
         # for "proportional-1", which keeps all tokens in block 0.
-        if (method.macs or 0) < LEAST_STAGED_MACS and facts.depth >= NUM_STAGES:
+        macs = method.macs or 0  # set in a placeholder
+        if macs < LEAST_STAGED_MACS and facts.depth >= NUM_STAGES:
             fields["counts"] = "proportional-1"
         else:
             stages = range(1, NUM_STAGES)

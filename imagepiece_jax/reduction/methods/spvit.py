@@ -34,11 +34,11 @@ class Selector(nn.Module, MaskingReducer):
 
     @nn.compact
     def __call__(self, inputs, counts, train=False):
-        batch, n, dim = inputs.x.shape
+        batch_size, n, dim = inputs.x.shape
         head_dim = dim // inputs.num_heads
-        head_features = inputs.x.reshape(batch, n, inputs.num_heads, head_dim)
-        keep_scores = token_selector.KeepScores(name="scores")
-        head_scores = keep_scores(head_features, inputs.mask)  # [B, n, H, (keep, drop)]
+        head_features = inputs.x.reshape(batch_size, n, inputs.num_heads, head_dim)
+        network = token_selector.KeepScores(name="scores")
+        head_scores = network(head_features, inputs.mask)  # [B, n, H, (keep, drop)]
         head_weights = self._weigh_heads(head_features)[..., None]
         probability = jnp.sum(head_weights * jnp.exp(head_scores), axis=2)[..., 0]
         num_packages = counts.stage - 1  # of earlier steps; they are the last tokens
@@ -61,9 +61,9 @@ class Selector(nn.Module, MaskingReducer):
 
     def _weigh_heads(self, head_features):
         """Head weights from the heads' mean features, with sum 1."""
-        num_heads = head_features.shape[2]
+        num_heads = head_features.shape[2]  # [batch, tokens, heads, head_dim]
         make_dense = functools.partial(nn.Dense, kernel_init=token_selector.DENSE_INIT)
-        head_means = jnp.mean(head_features, axis=-1, dtype=jnp.float32)
+        head_means = jnp.mean(head_features, axis=-1, dtype=jnp.float32)  # [B, n, H]
         hidden = gelu(make_dense(max(1, num_heads // 2), name="vote_in")(head_means))
         votes = make_dense(num_heads, name="vote_out")(hidden)
         # sigmoid(v) / sum sigmoid(v) of votes v, even where all sigmoids underflow
@@ -130,7 +130,7 @@ class SPViT(LearnedSelection):
     def steps(self, facts: method.ModelFacts) -> tuple[Step, ...]:
         block_rates = zip(self.blocks, self.keep_rates, strict=True)
         if self.counts is not None:  # the counts replace the rates
-            block_rates = [(block, 0.0) for block in range(facts.depth)]
+            block_rates = [(index, 0.0) for index in range(facts.depth)]
         steps = []
         for block, rate in block_rates:
             rule = KeepInitialShare(rate, packages=True)

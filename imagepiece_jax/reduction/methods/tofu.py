@@ -22,8 +22,10 @@ class Discard(Bipartite):
     def __call__(self, inputs, counts, train=False):
         assignment = super().__call__(inputs, counts, train)
         is_kept = _is_kept(assignment, inputs)
-        slots = jnp.where(is_kept, assignment.slot_of_token, DROPPED)
-        return dataclasses.replace(assignment, slot_of_token=slots, merges=False)
+        slot_of_token = jnp.where(is_kept, assignment.slot_of_token, DROPPED)
+        return dataclasses.replace(
+            assignment, slot_of_token=slot_of_token, merges=False
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,24 +34,24 @@ class Fuse(Bipartite):
 
     def __call__(self, inputs, counts, train=False):
         assignment = super().__call__(inputs, counts, train)
+        # [batch, slots, tokens] both
         is_member = is_in_slot(assignment.slot_of_token, counts.n_out)
         is_kept = is_member & _is_kept(assignment, inputs)[:, None, :]
         # Large tokens are divided per image, so that squares fit into float32: only
         # ratios of lengths count, which stay the same.
-        x = inputs.x.astype(jnp.float32)
+        x = inputs.x.astype(jnp.float32)  # [batch, tokens, dim]
         magnitude = jnp.abs(jax.lax.stop_gradient(x))
         max_magnitude = jnp.max(magnitude, axis=(1, 2), keepdims=True)
-        x = x / jnp.where(max_magnitude > 2.0**56, max_magnitude, 1.0)
+        scaled_x = x / jnp.where(max_magnitude > 2.0**56, max_magnitude, 1.0)
         # A group's scale is the greatest length of its tokens, divided by the length of
         # the token kept by the slot.
-        length = vector_lengths(x)[:, None, :]
+        length = vector_lengths(scaled_x)[:, None, :]
         num_members = jnp.sum(is_member, axis=-1)
         greatest_length = jnp.max(jnp.where(is_member, length, 0), axis=-1)
         kept_length = jnp.sum(jnp.where(is_kept, length, 0), axis=-1)
         # With these weights, a group's weighted sum is its scaled mean.
         slot_weight = greatest_length / kept_length / num_members.astype(jnp.float32)
-        slot_weight = slot_weight[:, :, None]
-        weight = jnp.sum(jnp.where(is_member, slot_weight, 0), axis=1)
+        weight = jnp.sum(jnp.where(is_member, slot_weight[:, :, None], 0), axis=1)
         return dataclasses.replace(assignment, weight=weight, mean=False)
 
 

@@ -41,6 +41,7 @@ class MlpLearner(nn.Module, Reducer):
 
     @nn.compact
     def __call__(self, inputs, counts, train=False):
+        # [batch, tokens, slots]
         scores = Scores(self.num_tokens, self.bottleneck_dim, name="scores")(inputs.x)
         return Mixing(jax.nn.softmax(jnp.swapaxes(scores, 1, 2), axis=-1))
 

@@ -33,25 +33,26 @@ class KMedoids(Ranking):
         # A score can underflow to 0. Zero scores would tie all costs.
         tiny = jnp.finfo(jnp.float32).tiny
         weight = jnp.where(score > tiny, score, tiny)
-        distance = jnp.sqrt(squared_distances(x))
+        distance = jnp.sqrt(squared_distances(x))  # [batch, tokens, tokens]
         token = jnp.arange(counts.n_in)
-        is_earlier = (token[:, None] > token[None])[None]  # [1, n, n], j < i
+        # [1, tokens, tokens], whether the second of a pair stands before the first
+        is_earlier = (token[:, None] > token[None])[None]
         for _ in range(self.iterations):
             nearness = jnp.where(is_medoid[:, None, :], -distance, -jnp.inf)
             _, nearest_medoid = ranking.find_first_largest(nearness)
             medoid_of_token = jnp.where(is_medoid, token[None], nearest_medoid)
             in_same_cluster = medoid_of_token[:, :, None] == medoid_of_token[:, None, :]
             # Weighted distance from every token to its cluster's members.
-            cost = jnp.where(in_same_cluster, weight[:, None, :] * distance, 0)
-            cost = cost.sum(axis=-1)
-            own_cost, other_cost = cost[:, :, None], cost[:, None, :]
-            is_other_better = other_cost < own_cost
-            is_other_better |= (other_cost == own_cost) & is_earlier
-            is_medoid = ~jnp.any(in_same_cluster & is_other_better, axis=-1)
+            costs = jnp.where(in_same_cluster, weight[:, None, :] * distance, 0)
+            cost = costs.sum(axis=-1)
+            first_cost, second_cost = cost[:, :, None], cost[:, None, :]  # of a pair
+            is_second_better = second_cost < first_cost
+            is_second_better |= (second_cost == first_cost) & is_earlier
+            is_medoid = ~jnp.any(in_same_cluster & is_second_better, axis=-1)
         # Slots are in the order of the medoids, and have the medoids' features.
         medoid_slot = jnp.where(is_medoid, ranking.count_kept_before(is_medoid), 0)
-        slot_of_token = jnp.where(in_same_cluster, medoid_slot[:, None, :], 0)  # pyrefly: ignore[unbound-name]
-        slot_of_token = slot_of_token.sum(axis=-1, dtype=jnp.int32)
+        member_slot = jnp.where(in_same_cluster, medoid_slot[:, None, :], 0)  # pyrefly: ignore[unbound-name]
+        slot_of_token = member_slot.sum(axis=-1, dtype=jnp.int32)
         return Assignment(slot_of_token, weight=is_medoid, n_out=counts.n_out)
 
 
