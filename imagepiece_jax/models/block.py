@@ -161,7 +161,7 @@ class Block(nn.Module):
     def attend(
         self, state: TokenState, factor: Factor, score_names: Set[str], train: bool
     ) -> tuple[TokenRows, NamedScores]:
-        """The attention branch: (x + factor * attention(norm(x)), scores) of a state."""
+        """The attention branch: (x + factor * attention(norm(x)), scores)."""
         normed_x = self._norm_input(state.x)
         out, scores = self.attn(normed_x, state, score_names, train, self.num_queries)
         branch = self._scale_output(out)
