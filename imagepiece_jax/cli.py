@@ -40,16 +40,16 @@ def run_command(function: Callable[..., int | None], prog: str | None = None) ->
 def check_option_names(function: Callable) -> None:
     """Refuse words of sys.argv that are no option of a command."""
     # tyro would first miss WEIGHTS, and call it weights.weights.
-    typed_forms = {"help": "--help"}
+    option_forms = {"help": "--help"}
     for name, parameter in inspect.signature(function).parameters.items():
         fields = getattr(parameter.annotation, "__dataclass_fields__", None)
-        typed_forms |= {option: f"--{option}" for option in fields or [name]}
+        option_forms |= {option: f"--{option}" for option in fields or [name]}
         if fields:  # the field with the parameter's name is positional
-            typed_forms[name] = name.upper()
+            option_forms[name] = name.upper()
     for word in itertools.takewhile(lambda word: word != "--", sys.argv[1:]):
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        if word.startswith("--") and typed_forms.get(name) != f"--{name}":
-            form = typed_forms.get(checks.find_similar_name(name, typed_forms) or "")
+        if word.startswith("--") and option_forms.get(name) != f"--{name}":
+            form = option_forms.get(checks.find_similar_name(name, option_forms) or "")
             way_out = f"; did you mean {form}?" if form else ""
             raise InputError(f"{word} is no option{way_out}")
 

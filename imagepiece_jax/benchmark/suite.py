@@ -83,8 +83,8 @@ def time_groups(
     file: for JSON lines, one per workload, rewritten after every group
     """
     first_case = next(iter(case_groups[0].values()))
-    path = first_case.variant.origin.path
-    weights_path = None if path is None else str(path)  # None: random weights
+    origin_path = first_case.variant.origin.path
+    weights_path = str(origin_path) if origin_path else None  # None: random weights
     timing_columns = {
         "mode": first_case.mode,
         "dtype": first_case.dtype,

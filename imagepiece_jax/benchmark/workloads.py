@@ -86,10 +86,10 @@ class BenchmarkCase:
     def compile_workload(self) -> Workload:
         """Compile the program to time."""
         if self.training is not None:
-            steps = compile_training_steps(self.training)
-            macs = self.batch_size * TRAINING_MAC_FACTOR * model_macs(steps.model)
-            columns = _describe_program(steps.model, steps.compiled_step)
-            return Workload(timer.TimedCall(steps), self.batch_size, macs, columns)
+            take_step = compile_training_steps(self.training)
+            macs = self.batch_size * TRAINING_MAC_FACTOR * model_macs(take_step.model)
+            columns = _describe_program(take_step.model, take_step.compiled_step)
+            return Workload(timer.TimedCall(take_step), self.batch_size, macs, columns)
         if isinstance(self.variant, Pretrained):
             fast_program = optimize.optimize(
                 self.variant,
@@ -133,7 +133,7 @@ class TrainingSteps:
 
 def compile_training_steps(config: RunConfig) -> TrainingSteps:
     """Compile a run's training step, and draw weights and batches for it."""
-    step, make_state, model, teacher_model = make_training_step(config)
+    step_function, make_state, model, teacher_model = make_training_step(config)
     teacher_variables = None
     if teacher_model is not None:
         teacher_variables = parallel.replicate(draw_random_variables(teacher_model))
@@ -144,10 +144,13 @@ def compile_training_steps(config: RunConfig) -> TrainingSteps:
     image_shape = train_step.batch_shapes(config, leading_axes)["image"].shape
     for seed in range(NUM_INPUTS):  # batches in the loader's form
         rng = np.random.default_rng(seed)
-        image = rng.integers(0, 256, image_shape, np.uint8)
-        label = rng.integers(0, config.num_classes, leading_axes, np.int32)
-        batches.append(parallel.shard_samples({"image": image, "label": label}))
-    program = parallel.pmap(step, donate_argnums=(0,), program_name="training step")
+        pixels = rng.integers(0, 256, image_shape, np.uint8)
+        labels = rng.integers(0, config.num_classes, leading_axes, np.int32)
+        batches.append(parallel.shard_samples({"image": pixels, "label": labels}))
+    # Argument 0 is the state, whose memory the next state takes over.
+    program = parallel.pmap(
+        step_function, donate_argnums=(0,), program_name="training step"
+    )
     compiled_step = program.compile(state, batches[0], teacher_variables)
     return TrainingSteps(model, compiled_step, state, batches, teacher_variables)
 
@@ -211,7 +214,7 @@ def make_training_step(
         teacher_model = config.create_dense_model().with_execution(**options)
         adapted_teacher = adapt_model(teacher_model)
         teacher = Teacher(adapted_teacher, model.config.mean, model.config.std)
-    step = functools.partial(
+    step_function = functools.partial(
         train_step.train_step,
         config=config,
         model=adapt_model(model),
@@ -222,7 +225,7 @@ def make_training_step(
     make_state = functools.partial(
         train_step.init_state, optimizer=optimizer, with_ema=config.ema_decay > 0
     )
-    return step, make_state, model, teacher_model
+    return step_function, make_state, model, teacher_model
 
 
 def draw_random_variables(model: ViT) -> PyTree:
@@ -242,9 +245,12 @@ def draw_random_variables(model: ViT) -> PyTree:
 
 
 def _describe_program(model, program):
-    """A compiled program's row columns; None: an exported file's."""
+    """Columns of a row that say how a program runs.
+
+    program: None for an exported file, whose memory is unknown
+    """
     return {
-        "peak_memory": program and device.program_bytes(program),
+        "peak_memory": device.program_bytes(program) if program else None,
         "attention": model.execution.attention_impl,
         "gelu": model.config.arch.gelu,
         "sizes": model.execution.size_encoding,

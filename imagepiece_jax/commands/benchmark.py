@@ -52,7 +52,7 @@ def main(
         if reduction_texts or gelu or mode != "inference":
             raise InputError("reductions, gelu and mode are for weights, not a file")
         variants = {program.origin.name: program}
-        batch_sizes = batch_sizes or (program.batch_size or 1,)
+        batch_sizes = batch_sizes or (program.batch_size or 1,)  # None: any size
         dtype = program.model.execution.dtype.name
     else:
         named_model = model.create_named()

@@ -78,7 +78,7 @@ def main(
         dtype=weights.dtype,
         images=image_paths or None,
     )
-    facts = program_facts.read_facts(file)
+    facts = program_facts.read_facts(file)  # what OUT.json holds
     files = program_facts.program_files(file)
     num_bytes = sum(path.stat().st_size for path in files)
     print(

@@ -62,4 +62,4 @@ def main(
             with open(new_file, "wb") as opened_file:
                 np.save(opened_file, vectors)
         print(file.with_suffix(".npy"))
-    return int(bool(failures))
+    return int(bool(failures))  # 1: some cannot be read

@@ -50,7 +50,7 @@ def main(
             print(line, flush=True)
     if json is not None:
         write_json(json, records)
-    return int(num_unreadable > 0)
+    return int(num_unreadable > 0)  # 1: some cannot be read
 
 
 def _describe_output(file, output):

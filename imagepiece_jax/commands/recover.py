@@ -81,10 +81,10 @@ def _check_lost_reductions(folder, pretrained):
     except InputError:  # nothing there, or nothing that this revision reads
         return
     students = [student.model for student in list_students(pretrained)]
-    own_variants = pretrained.recovery.variants if pretrained.recovery else ()
-    own_names = {variant.name for variant in own_variants}
+    kept_variants = pretrained.recovery.variants if pretrained.recovery else ()
+    kept_names = {variant.name for variant in kept_variants}
     for variant in recovery.variants if recovery else ():
-        if variant.name not in own_names:
+        if variant.name not in kept_names:
             finding = f"out {folder} has {variant.name}"
             if not any(map(variant.fits_model, students)):
                 raise InputError(f"{finding}; recover that folder")

@@ -78,14 +78,15 @@ def check_options(options: Any, owner: str = "") -> None:
 
     owner: the dataclass's name in errors, such as "config.data"
     """
-    start = f"{owner}." if owner else ""
+    name_start = f"{owner}." if owner else ""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
+        # A default may be no number: None.
         if "check" not in field.metadata or value is field.default:
             continue
         has_entries = isinstance(value, tuple) and isinstance(field.default, tuple)
         for entry in value if has_entries else (value,):
-            field.metadata["check"](f"{start}{field.name}", entry)
+            field.metadata["check"](f"{name_start}{field.name}", entry)
 
 
 def find_similar_name(name: str, known_names: Iterable[str]) -> str | None:

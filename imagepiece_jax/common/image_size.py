@@ -19,8 +19,8 @@ def checked_size(image_size: Any) -> ImageSize:
     for side in sides:
         check_range("image_size", side, 1, whole=True)
     if len(sides) != 2 or math.prod(sides) > MAX_PIXELS:
-        rule = f"pixels a side or (height, width), of up to {MAX_PIXELS:,} pixels"
-        raise InputError(f"image_size is {image_size}; it must be {rule}")
+        wanted = f"pixels a side or (height, width), of up to {MAX_PIXELS:,} pixels"
+        raise InputError(f"image_size is {image_size}; it must be {wanted}")
     height, width = map(int, sides)
     return (height, width) if isinstance(image_size, tuple | list) else height
 
@@ -45,6 +45,6 @@ def patch_grid(image_size: ImageSize, patch_size: int, cut: bool = False) -> Sid
     height, width = image_sides(image_size)
     is_multiple = height % patch_size == 0 and width % patch_size == 0
     if min(height, width) < patch_size or not (cut or is_multiple):
-        rule = f"no whole patches of {patch_size}"
-        raise InputError(f"image_size is {image_size}, {rule}")
+        problem = f"no whole patches of {patch_size}"
+        raise InputError(f"image_size is {image_size}, {problem}")
     return height // patch_size, width // patch_size

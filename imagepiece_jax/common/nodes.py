@@ -43,6 +43,7 @@ def onnx_op(fn: Callable) -> Callable:
         # None is a static value, too: without `is_leaf` it would be no leaf.
         leaves, treedef = jax.tree.flatten((args, options), is_leaf=lambda x: x is None)
         arrays = [leaf for leaf in leaves if isinstance(leaf, ARRAY_TYPES)]
+        # In a tuple, so that a None is not taken for an array.
         static_entries = [
             None if isinstance(leaf, ARRAY_TYPES) else (leaf,) for leaf in leaves
         ]

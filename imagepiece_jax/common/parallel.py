@@ -47,7 +47,7 @@ def gather_texts(text: str) -> list[str]:
     lengths = multihost_utils.process_allgather(np.int32(encoded_text.size))
     padded_text = np.zeros(lengths.max(), np.uint8)
     padded_text[: encoded_text.size] = encoded_text
-    padded_rows = multihost_utils.process_allgather(padded_text)
+    padded_rows = multihost_utils.process_allgather(padded_text)  # [processes, bytes]
     rows_and_lengths = zip(padded_rows, lengths, strict=True)
     return [bytes(row[:length]).decode() for row, length in rows_and_lengths]
 
@@ -235,9 +235,11 @@ def micro_batch_positions(
     """Global positions of a micro-batch's images on this device, inside `pmap`."""
     num_devices = jax.lax.axis_size(DEVICE_AXIS)
     micro_batch_size = num_images * num_devices
-    positions = jnp.asarray(device_samples(micro_batch_size, num_devices), jnp.int32)
-    own_positions = positions[jax.lax.axis_index(DEVICE_AXIS)]
-    return micro_batch_index * micro_batch_size + own_positions
+    samples_of_device = device_samples(micro_batch_size, num_devices)
+    # [devices, num_images], and this device's row.
+    all_positions = jnp.asarray(samples_of_device, jnp.int32)
+    device_positions = all_positions[jax.lax.axis_index(DEVICE_AXIS)]
+    return micro_batch_index * micro_batch_size + device_positions
 
 
 def reverse_batch(tree: PyTree) -> PyTree:
@@ -246,9 +248,9 @@ def reverse_batch(tree: PyTree) -> PyTree:
     # its own rows. With an odd row count, it swaps the middle row with the mirrored
     # device.
     num_devices = jax.lax.axis_size(DEVICE_AXIS)
-    device_pairs = [(own, num_devices - 1 - own) for own in range(num_devices)]
+    device_pairs = [(number, num_devices - 1 - number) for number in range(num_devices)]
 
-    def reverse_rows(rows):
+    def reverse_rows(rows):  # [this device's samples, ...]
         middle, is_odd = divmod(len(rows), 2)
         if is_odd and num_devices > 1:
             swapped_row = jax.lax.ppermute(rows[middle], DEVICE_AXIS, device_pairs)

@@ -55,6 +55,6 @@ class Placement:
         micro_batch_size = batch_size // self.accumulation
         first_device = self.process_index * self.num_local_devices
         positions_by_device = device_samples(micro_batch_size, num_devices)
-        own_positions = positions_by_device[first_device:][: self.num_local_devices]
+        local_positions = positions_by_device[first_device:][: self.num_local_devices]
         micro_batch_starts = micro_batch_size * np.arange(self.accumulation)
-        return own_positions[:, None] + micro_batch_starts[:, None]
+        return local_positions[:, None] + micro_batch_starts[:, None]

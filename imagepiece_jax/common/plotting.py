@@ -44,7 +44,7 @@ def draw_curves(
     for index, (name, points) in enumerate(curves.items()):
         # A curve needs rising x.
         x, intervals = zip(*sorted(points), strict=True)
-        values, lows, highs = np.transpose(intervals)
+        values, lows, highs = np.transpose(intervals)  # of [points, 3]
         # Colors repeat after ten.
         marker = CURVE_MARKERS[index // 10 % len(CURVE_MARKERS)]
         line_style: dict[str, Any] = {"color": f"C{index % 10}", "marker": marker}

@@ -86,14 +86,14 @@ def time_in_turns(
     num_started = dict.fromkeys(timed_calls, 0)
 
     def time_turn(name, min_calls, min_seconds=0.0):
-        """Seconds per call."""
+        """Time one program's turn; return its seconds per call."""
         timed_call = timed_calls[name]
         pending_results = collections.deque()
         first_number = num_started[name]
-        min_number = first_number + min_calls
+        end_number = first_number + min_calls
         start_time = read_clock()
         end_time = start_time + min_seconds
-        while num_started[name] < min_number or read_clock() < end_time:
+        while num_started[name] < end_number or read_clock() < end_time:
             pending_results.append(timed_call.call(num_started[name]))
             num_started[name] += 1
             if len(pending_results) > timed_call.ahead:  # wait for the oldest call

@@ -122,7 +122,7 @@ class Preprocessing:
             left = (new_width - width) // 2
             # The width in a separate call: a joint call may begin with the height.
             image = resize_exactly(image, len(image), new_width, self.interpolation)
-        else:
+        else:  # timm rounds to the nearest, where transformers rounds down
             top = round((new_height - height) / 2)
             left = round((new_width - width) / 2)
         resized_image = resize_exactly(image, new_height, new_width, self.interpolation)

@@ -262,6 +262,7 @@ class StudentTraining:
                 if self.is_timed:
                     self.step_cost = time.monotonic() - step_start
                 self.spent_budget += self.step_cost
+                # `update` adds to progress.n, what the bar shows now.
                 progress.update(earlier_progress + int(self.spent_budget) - progress.n)
                 if not np.isfinite(loss).all():
                     return False

@@ -244,12 +244,12 @@ class RunConfig:
         """Build the model; `masked`: it may train with masks in place of removals."""
         from imagepiece_jax.models import create  # imports JAX
 
-        options = self.model
+        model_group = self.model
         with titled_errors("config"):
             execution = create.make_execution(
-                self.vit_config, options.dtype, options.attention
+                self.vit_config, model_group.dtype, model_group.attention
             )
-            rate = options.drop_path_rate
+            rate = model_group.drop_path_rate
             execution = dataclasses.replace(execution, drop_path_rate=rate)
             return create.build_model(self.vit_config, reduction, execution, masked)
 
@@ -260,6 +260,7 @@ class RunConfig:
 
 
 def _read_options(options_class, values):
+    """Make a dataclass, and the dataclasses in its fields, from nested dicts."""
     option_values = dict(values)
     for field in dataclasses.fields(options_class):
         value = option_values[field.name]  # no default: another version's may differ

@@ -50,7 +50,7 @@ def check_training(
     # Largest power of 2 that fits.
     batch_flag = f"--config.batch_size={2 ** (num_images.bit_length() - 1)}"
     warmup_flag = f"--config.warmup_epochs={config.epochs / 10:g}"
-    checks = [
+    checks = [  # (whether the config is wrong, sentence)
         (not config.num_classes, "num_classes is 0"),
         (config.model.dtype == "float16", "model.dtype is 'float16': gradients vanish"),
         (num_images < batch_size, f"batch_size is above {num_images}: {batch_flag}"),
@@ -104,8 +104,9 @@ class RunData:
         eval_batch_size = min(config.eval_batch_size, len(self.val_source))
         # An epoch has no partial batch.
         steps_per_epoch = len(self.train_source) // config.batch_size
-        epochs = (config.epochs, config.eval_every_epochs)
-        self.length = RunLength(steps_per_epoch, *epochs)
+        self.length = RunLength(
+            steps_per_epoch, config.epochs, config.eval_every_epochs
+        )
         # (processes, threads per process) of the reader of each pass over images
         self._worker_counts = config.data.workers, config.data.threads
         self.train_batches = functools.partial(

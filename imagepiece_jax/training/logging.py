@@ -53,11 +53,11 @@ class MetricWriter(contextlib.ExitStack):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A killed run wrote later lines than its last checkpoint. Without them the file
         # equals an uninterrupted run's file.
-        lines = files.read_json_lines(path)
+        records = files.read_json_lines(path)
         # -1: a new run keeps no line, not even one of step 0.
-        earlier_lines = [line for line in lines if line["step"] <= (step or -1)]
-        json_texts = [json.dumps(line) + "\n" for line in earlier_lines]
-        files.replace_file(path, "".join(json_texts))
+        kept_records = [record for record in records if record["step"] <= (step or -1)]
+        kept_lines = [json.dumps(record) + "\n" for record in kept_records]
+        files.replace_file(path, "".join(kept_lines))
         # Buffered by line, and written before the step's checkpoint: a kill between
         # the two loses nothing.
         self._metrics_file = self.enter_context(open(path, "a", buffering=1))
@@ -81,11 +81,11 @@ class MetricWriter(contextlib.ExitStack):
             # JSON has no NaN and no infinity.
             is_json = not isinstance(scalar, float) or math.isfinite(scalar)
             scalars[name] = scalar if is_json else None
-        line = {"kind": kind, "step": int(step), **scalars}
-        self._metrics_file.write(json.dumps(line, allow_nan=False) + "\n")
-        for name, value in scalars.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, int(step))
+        record = {"kind": kind, "step": int(step), **scalars}
+        self._metrics_file.write(json.dumps(record, allow_nan=False) + "\n")
+        for name, scalar in scalars.items():
+            if isinstance(scalar, int | float):
+                self._board.add_scalar(f"{kind}/{name}", scalar, int(step))
 
 
 def print_line(line: str) -> None:

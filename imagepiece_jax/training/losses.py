@@ -43,15 +43,16 @@ def distillation_loss(
     # The last head is the distillation token's, if the model has one.
     head_logits = outputs.head_logits or (outputs.logits,)
     class_logits = head_logits[0]
-    logits = head_logits[-1]
+    taught_logits = head_logits[-1]
     teacher_logits = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
     if distill.kind == "hard":
         teacher_class = jnp.argmax(teacher_logits, axis=-1)
-        one_hot = jax.nn.one_hot(teacher_class, logits.shape[-1], dtype=jnp.float32)
-        distance = soft_cross_entropy(logits, one_hot)
+        num_classes = taught_logits.shape[-1]
+        one_hot = jax.nn.one_hot(teacher_class, num_classes, dtype=jnp.float32)
+        distance = soft_cross_entropy(taught_logits, one_hot)
     else:
         scale = 1 / distill.temperature
-        student_logits = logits.astype(jnp.float32) * scale
+        student_logits = taught_logits.astype(jnp.float32) * scale
         kl = kl_divergence(student_logits, teacher_logits * scale)
         distance = distill.temperature**2 * kl  # T^2 keeps the gradient's size
     teacher_loss = distill.weight * jnp.mean(distance)

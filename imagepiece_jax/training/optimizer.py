@@ -88,7 +88,7 @@ def decay_mask(params: optax.Params) -> PyTree:
 def create_adamw(config: RunConfig, lr_schedule: Schedule) -> Optimizer:
     """AdamW after gradient clipping."""
     # The decay is decoupled and multiplied by the rate, `p -= lr * weight_decay * p`,
-    # as in torch. The paper multiplies by only the schedule's factor.
+    # as in torch. AdamW's paper multiplies by only the schedule's factor.
     options = {"weight_decay": config.weight_decay, "mask": decay_mask}
     optimizer = optax.adamw(lr_schedule, *config.betas, config.eps, **options)
     if config.clip_grad_norm == 0:  # no clipping

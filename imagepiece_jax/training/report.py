@@ -30,16 +30,16 @@ def count_training_flop(
     # Forward passes differ between epochs only by the keep rate.
     keep_rate_at = config.reduction.method.rate_at
     macs_by_rate = {}
-    macs = 0  # of an image, over all epochs
+    image_macs = 0  # of an image, over all epochs
     for epoch in range(config.epochs):
         keep_rate = keep_rate_at(epoch) if keep_rate_at else None
         if keep_rate not in macs_by_rate:
             macs_by_rate[keep_rate] = model_macs(config.create_train_model(epoch))
         # A step is a forward pass, a backward pass of twice its cost, and the
         # teacher's forward pass.
-        macs += TRAINING_MAC_FACTOR * macs_by_rate[keep_rate] + teacher_macs
+        image_macs += TRAINING_MAC_FACTOR * macs_by_rate[keep_rate] + teacher_macs
     steps_per_epoch = num_images // config.batch_size
-    return 2.0 * steps_per_epoch * config.batch_size * macs
+    return 2.0 * steps_per_epoch * config.batch_size * image_macs
 
 
 def describe_dry_run(run: "Run") -> str:
@@ -72,22 +72,22 @@ def describe_setup(setup: "RunSetup") -> str:
     """Describe a run's data, peak learning rate, model's cost and devices."""
     config = setup.config
     data = setup.data
-    parts = [config.data.name]
+    data_texts = [config.data.name]
     sources = {"training": data.train_source, "validation": data.val_source}
     for use, source in sources.items():
-        note = source.split and f" ({source.split})"
+        note = source.split and f" ({source.split})"  # "": the data have no splits
         if isinstance(source, CountedSource):
             note = " (its published number; not read)"
-        parts.append(f"{len(source):,} {use} images{note}")
+        data_texts.append(f"{len(source):,} {use} images{note}")
     class_text = f"{config.num_classes} classes"
     if data.train_source.class_names is not None:
         class_text += ": " + ", ".join(map(str, data.train_source.class_names[:5]))
-    parts.append(class_text)
+    data_texts.append(class_text)
     if data.val_source.split == "test":
-        parts.append("test chooses nothing, so the last checkpoint is the best")
+        data_texts.append("test chooses nothing, so the last checkpoint is the best")
     device_kinds = sorted({device.device_kind for device in jax.devices()})
     return (
-        f"data: {', '.join(parts)}\n"
+        f"data: {', '.join(data_texts)}\n"
         f"learning rate: {config.peak_lr:.4g} ({config.lr:.4g} per 512 images) after a "
         f"warm-up of {config.warmup_epochs:g} of {config.epochs} epochs\n"
         f"{cost_summary(setup.model, [setup.dense_model])}\n"

@@ -49,7 +49,8 @@ class Teacher:
             mean, std, teacher_mean, teacher_std = np.reshape(
                 (*student_stats, *teacher_stats), (4, 1, 1, 1, channels)
             )
-            # From the student's normalization to the teacher's in one multiply-add.
+            # From the student's normalization to the teacher's in one multiply-add of
+            # [1, 1, 1, channels].
             scale = std / teacher_std
             shift = (mean - teacher_mean) / teacher_std
             images = images * jnp.float32(scale) + jnp.float32(shift)
@@ -65,17 +66,17 @@ def create_teacher(
     Raises InputError for a missing or unused teacher, for several labels per image, and
         for a teacher that does not fit the student.
     """
-    path = config.teacher.weights
+    teacher_path = config.teacher.weights
     losses = f"reduction {config.reduction.name} and distill.kind {config.distill.kind}"
-    cause = f"config.teacher.weights is {path!r}, but {losses}"
+    cause = f"config.teacher.weights is {teacher_path!r}, but {losses}"
     refuse_any(
-        (config.needs_teacher and not path, f"{cause} learn from a teacher"),
-        (path and not config.needs_teacher, f"{cause} learn from none"),
+        (config.needs_teacher and not teacher_path, f"{cause} learn from a teacher"),
+        (teacher_path and not config.needs_teacher, f"{cause} learn from none"),
     )
     pretrained = initial_weights.teacher_weights
     if pretrained is None:
         return None, None
-    title = f"config.teacher.weights {path}"
+    title = f"config.teacher.weights {teacher_path}"
     pretrained.config.head.check_single_label(title, "distillation")
     with titled_errors("config.teacher.weights"):
         # A loss that compares tokens needs the student's own dense model.

@@ -146,12 +146,13 @@ def train_step(
     num_micro_batches, num_images = batch["label"].shape
 
     def add_micro_batch(carry, inputs):
+        """Add a micro-batch's gradients and metrics to those of the earlier ones."""
         # A micro-batch starts from the statistics the micro-batch before it leaves.
         batch_stats, grads, metric_sums = carry
-        micro_batch, index = inputs
+        micro_batch, micro_batch_index = inputs
 
         # Prepare. Draws depend on positions in the global batch, not on the devices.
-        positions = parallel.micro_batch_positions(num_images, index)
+        positions = parallel.micro_batch_positions(num_images, micro_batch_index)
         draw_keys = functools.partial(sample_keys, config.seed, state.step, positions)
         draw_augment_keys = functools.partial(draw_keys, Purpose.AUGMENT)
         images = pipeline.augment_batch(
@@ -168,8 +169,8 @@ def train_step(
         # Mix image i with image B - 1 - i of the micro-batch over all devices. The key
         # is equal on all of them, because a micro-batch is mixed as a whole.
         step_mix_key = batch_key(config.seed, state.step, Purpose.MIX)
-        mix_key = jax.random.fold_in(step_mix_key, index)
-        height, width = images.shape[1:3]
+        mix_key = jax.random.fold_in(step_mix_key, micro_batch_index)
+        height, width = images.shape[1:3]  # of [m, S, S, 3]
         mix = mixup.draw_mix(mix_key, height, width, config)
         if mix is not None:
             partners = parallel.reverse_batch((images, targets))
@@ -198,9 +199,9 @@ def train_step(
             new_stats = new_variables.get("batch_stats", {})
             return micro_loss, (outputs.logits, new_stats, terms)
 
-        (micro_loss, (logits, batch_stats, terms)), micro_grads = jax.value_and_grad(
-            student_loss, has_aux=True
-        )(state.params)
+        loss_and_gradient = jax.value_and_grad(student_loss, has_aux=True)
+        (micro_loss, further_results), micro_grads = loss_and_gradient(state.params)
+        logits, new_batch_stats, terms = further_results
         if taken_names := set(terms) & set(STEP_METRICS):
             raise InputError(f"loss has a term {min(taken_names)!r}, as each step does")
         grads = jax.tree.map(
@@ -221,7 +222,7 @@ def train_step(
             "skipped": jnp.float32(0),
         }
         metric_sums = jax.tree.map(jnp.add, metric_sums, micro_sums)
-        return (batch_stats, grads, metric_sums), terms
+        return (new_batch_stats, grads, metric_sums), terms
 
     # Gradients, and metric sums with the window's fields, begin at 0.
     zeros = jax.tree.map(jnp.zeros_like, (state.params, state.window))

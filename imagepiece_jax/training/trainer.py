@@ -91,7 +91,7 @@ class RunSetup:
         counts_by_epoch = []
         for epoch in epochs:
             plan = self.config.create_train_model(epoch).plan
-            counts_by_epoch.append([layer.counts for layer in plan])
+            counts_by_epoch.append([block_plan.counts for block_plan in plan])
         return counts_by_epoch[0] != counts_by_epoch[1]
 
 
@@ -193,6 +193,7 @@ def open_run(setup: RunSetup, dry_run: bool = False) -> Iterator["Run"]:
 
 
 def _begin_run(setup):
+    """Make the first state of a run, or read its newest checkpoint."""
     checkpoints = Checkpoints(setup.workdir, setup.config.keep_every_steps)
     # Process 0 looks, because a network file system may show other processes less.
     resumes = parallel.share_main_decision(lambda: run_dir.has_steps(setup.workdir))

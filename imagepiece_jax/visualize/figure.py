@@ -30,7 +30,7 @@ def write_figure(
     """
     # Enlarged by a whole factor, so that patches keep whole pixels.
     factor = max(1, math.ceil(token_pictures.LEAST_PANEL / image.shape[0]))
-    enlarged_image = image.repeat(factor, 0).repeat(factor, 1)
+    enlarged_image = image.repeat(factor, 0).repeat(factor, 1)  # [H, W, 3]
     panels = {(0, 0): (name, enlarged_image, f"{trace.num_patches} patches")}
     column = 0
     for stage in trace.stages:
@@ -38,14 +38,14 @@ def write_figure(
             continue
         column += 1
         token_of_patch = stage.token_of_patch[index]
-        picture = token_pictures.paint_tokens(
+        token_picture = token_pictures.paint_tokens(
             enlarged_image, token_of_patch, trace.grid
         )
         count_text = counted_noun(stage.num_tokens, "token")
-        panels[0, column] = (stage.title, picture, count_text)
+        panels[0, column] = (stage.title, token_picture, count_text)
         shares, size_text = size_shares(stage.sizes[index], token_of_patch)
-        picture = token_pictures.paint_values(enlarged_image, shares, trace.grid)
-        panels[1, column] = (f"sizes, {stage.title}", picture, size_text)
+        size_picture = token_pictures.paint_values(enlarged_image, shares, trace.grid)
+        panels[1, column] = (f"sizes, {stage.title}", size_picture, size_text)
     token_pictures.write_panel_page(path, panels, FIGURE_CAPTION if column else "")
 
 

@@ -81,12 +81,12 @@ def write_page(
         ]
         shown_trace = dataclasses.replace(trace, stages=tuple(stages))
         for index, name in enumerate(with_progress_bar(names, f"figures of {label}")):
-            path = figure_folder / figure.figure_name(index, name, label)
-            figure.write_figure(path, shown_images[index], name, shown_trace, index)
+            file = figure_folder / figure.figure_name(index, name, label)
+            figure.write_figure(file, shown_images[index], name, shown_trace, index)
         tokens_text = counted_noun(trace.num_tokens, "token")
         yield f"{label}: {trace.num_patches} patches, {tokens_text} at the end"
     data_file = tracing.write_traces(folder, names, methods, traces)
-    weights = variants[0]
+    weights = variants[0]  # all variants have the same weights
     page = render_page(names, methods, traces, weights.origin.name, weights.class_names)
     files.replace_file(folder / "index.html", page)
     yield f"page: {folder}/index.html; figures: {figure_folder}; data: {data_file}"
@@ -114,13 +114,14 @@ def render_page(
             url = urllib.parse.quote(os.fsencode(f"figures/{file_name}"))
             caption = method["label"]
             if trace.top_labels is not None and trace.confidence is not None:
-                label = trace.top_labels[index]
-                class_text = f"class {label}"
-                if class_names and (class_name := class_names[label]):
+                top_label = trace.top_labels[index]
+                class_text = f"class {top_label}"
+                if class_names and (class_name := class_names[top_label]):
                     class_text = describe_class(class_name)
                 caption += f": {class_text}, {100 * trace.confidence[index]:.0f} % sure"
-            caption = html.escape(caption)
-            sections.append(f'<p>{caption}</p>\n<img src="{url}" alt="{caption}">')
+            safe_caption = html.escape(caption)
+            image_tag = f'<img src="{url}" alt="{safe_caption}">'
+            sections.append(f"<p>{safe_caption}</p>\n{image_tag}")
     return PAGE_TEMPLATE.format(
         title=PAGE_TITLE,
         weights=html.escape(weights_name),

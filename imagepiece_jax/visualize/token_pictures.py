@@ -55,23 +55,24 @@ def paint_tokens(image: RgbPixels, token_of_patch: TokenMap, grid: Grid) -> RgbP
     image = np.asarray(image)
     token_of_patch = np.asarray(token_of_patch)
     token_of_pixel = _expand_to_pixels(token_of_patch.reshape(grid), image)
-    outline_pixels = _expand_to_pixels(outline_colors(token_of_patch, grid), image)
-    mean_pixels = _expand_to_pixels(mean_colors(image, token_of_patch, grid), image)
+    bright_color = _expand_to_pixels(outline_colors(token_of_patch, grid), image)
+    mean_color = _expand_to_pixels(mean_colors(image, token_of_patch, grid), image)
     pixels = image.astype(np.float32)
     # [..., None] is an axis for the colors.
     is_kept = (token_of_pixel >= 0)[..., None]
-    colored_pixels = _mix_colors(pixels, mean_pixels, _MEAN_SHARE)
+    colored_pixels = _mix_colors(pixels, mean_color, _MEAN_SHARE)
     filled_pixels = np.where(is_kept, colored_pixels, _fade_to_stripes(pixels))
-    is_merged_patch = (_same_token(token_of_patch).sum(axis=1) > 1).reshape(grid)
-    is_merged = _expand_to_pixels(is_merged_patch, image)[..., None]
+    # Patches in each patch's token, by a sum over [patches, patches]; dropped: 1.
+    token_sizes = _same_token(token_of_patch).sum(axis=1).reshape(grid)
+    is_merged = _expand_to_pixels(token_sizes > 1, image)[..., None]
     is_pale = is_kept & ~is_merged & _token_border(token_of_pixel, 1)[..., None]
     # White on dark pixels, black on bright pixels.
     contrast_color = np.where(filled_pixels.mean(axis=-1, keepdims=True) < 128, 255, 0)
-    pale_pixels = _mix_colors(filled_pixels, contrast_color, _PALE_SHARE)
+    pale_color = _mix_colors(filled_pixels, contrast_color, _PALE_SHARE)
     is_bright = is_kept & is_merged & _token_border(token_of_pixel, 2)[..., None]
-    outlined_pixels = np.where(is_pale, pale_pixels, filled_pixels)
-    outlined_pixels = np.where(is_bright, outline_pixels, outlined_pixels)
-    return np.rint(outlined_pixels).astype(np.uint8)
+    unmerged_pixels = np.where(is_pale, pale_color, filled_pixels)
+    painted_pixels = np.where(is_bright, bright_color, unmerged_pixels)
+    return np.rint(painted_pixels).astype(np.uint8)
 
 
 def outline_colors(token_of_patch: TokenMap, grid: Grid) -> PatchColors:
@@ -80,8 +81,10 @@ def outline_colors(token_of_patch: TokenMap, grid: Grid) -> PatchColors:
 
     # The hue follows the token's first patch, so it stays when the token absorbs
     # patches. Hues of neighboring places are a sixth of the circle or more apart.
-    first_patches = _same_token(token_of_patch).argmax(axis=1).reshape(grid)
-    rows, columns = np.divmod(first_patches, grid[1])
+    same_token = _same_token(token_of_patch)  # [patches, patches]
+    first_patches = same_token.argmax(axis=1).reshape(grid)
+    _, num_columns = grid
+    rows, columns = np.divmod(first_patches, num_columns)
     hues = (0.414 * rows + 0.236 * columns) % 1.0
     hsv = np.stack([hues, np.full(grid, 0.85), np.ones(grid)], axis=-1)
     return 255 * colors.hsv_to_rgb(hsv)
@@ -92,10 +95,10 @@ def mean_colors(image: RgbPixels, token_of_patch: TokenMap, grid: Grid) -> Patch
     height, width = image.shape[:2]
     num_rows, num_columns = grid
     # Axes 1 and 3 are the rows and columns of a patch's pixels.
-    axes = (num_rows, height // num_rows, num_columns, width // num_columns, 3)
-    pixels_by_patch = image.reshape(axes).astype(np.float64)
+    shape = (num_rows, height // num_rows, num_columns, width // num_columns, 3)
+    pixels_by_patch = image.reshape(shape).astype(np.float64)
     patch_means = pixels_by_patch.mean(axis=(1, 3)).reshape(-1, 3)
-    same_token = _same_token(token_of_patch)
+    same_token = _same_token(token_of_patch)  # [patches, patches]
     token_means = same_token @ patch_means / same_token.sum(axis=1, keepdims=True)
     return token_means.reshape(num_rows, num_columns, 3).astype(np.float32)
 
@@ -111,7 +114,8 @@ def paint_values(
 
     image = np.asarray(image)
     value_grid = np.asarray(patch_values).reshape(grid)
-    # An axis for the colors; the color map's last color is alpha.
+    # An axis for the colors; the last color of `patch_colors`, [rows, columns, 4], is
+    # alpha.
     is_dropped = _expand_to_pixels(np.isnan(value_grid), image)[..., None]
     patch_colors = colormaps["viridis"](np.nan_to_num(value_grid), bytes=True)
     pixel_colors = _expand_to_pixels(patch_colors[..., :3], image)
@@ -128,8 +132,9 @@ def write_panel_page(
 
     panels: by (row, column), with pictures of one size; a place may be empty
     """
-    height, width, _ = panels[0, 0][1].shape
-    num_rows, num_columns = np.max([*panels], axis=0) + 1
+    _, first_picture, _ = panels[0, 0]
+    height, width, _ = first_picture.shape
+    num_rows, num_columns = np.max([*panels], axis=0) + 1  # of [panels, 2]
     page_width = 2 * _PAGE_MARGIN + num_columns * (width + _PANEL_GAP) - _PANEL_GAP
     letters_per_line = int((page_width - 2 * _PAGE_MARGIN) / _LETTER_WIDTH)
     caption_lines = textwrap.wrap(caption, letters_per_line)
@@ -167,7 +172,7 @@ def write_panel_page(
 
 
 def _same_token(token_of_patch):
-    """Whether patches share a token; a dropped patch is alone."""
+    """Whether patches share a token, [patches, patches]; a dropped patch is alone."""
     is_shared = (token_of_patch[:, None] == token_of_patch) & (token_of_patch >= 0)
     return is_shared | np.eye(len(token_of_patch), dtype=bool)
 

@@ -79,18 +79,20 @@ def trace_tokens(
         confidence = head.probabilities(logits).max(axis=-1)
     stages = []
     remaining_maps = iter(token_maps)
-    for block, block_plan in enumerate(model.plan):
+    for block_index, block_plan in enumerate(model.plan):
         if not block_plan.counts or block_plan.step is None:  # removes nothing
             continue
         token_of_patch = next(remaining_maps, None)
-        num_tokens = block_plan.counts.n_out
-        stage = Stage(block, block_plan.step.site, num_tokens, token_of_patch)
-        stages.append(stage)
+        site = block_plan.step.site
+        num_image_tokens = block_plan.counts.n_out
+        stages.append(Stage(block_index, site, num_image_tokens, token_of_patch))
         if token_of_patch is None:  # later tokens have no place in the image
             break
     return Trace(
+        # cut: as the stem does, an incomplete patch at the far edge is left out.
         grid=patch_grid(images.shape[1:3], model.config.patch_size, cut=True),
         stages=tuple(stages),
+        # `mlp_tokens` counts the class token and other prefix tokens, too.
         num_tokens=model.plan[-1].mlp_tokens - model.config.arch.prefix,
         top_labels=top_labels,
         confidence=confidence,
@@ -109,6 +111,7 @@ def _trace_in_batches(model, variables, images):
         batch = images[np.where(indices < len(images), indices, start)]
         batch_result = _token_maps_and_logits(variables, jax.device_put(batch), model)
         batch_results.append(jax.device_get(batch_result))
+    # The padding is cut off.
     return jax.tree.map(
         lambda *arrays: np.concatenate(arrays)[: len(images)], *batch_results
     )
@@ -117,11 +120,12 @@ def _trace_in_batches(model, variables, images):
 @functools.partial(jax.jit, static_argnames="model")
 def _token_maps_and_logits(variables, images, model):
     """(token_of_patch after every step before the first soft reduction, logits)."""
-    images = normalize(images, model.config.mean, model.config.std)
+    normalized_images = normalize(images, model.config.mean, model.config.std)
     # Full float32: GPUs would round factors of products, and near ties would differ.
     with jax.default_matmul_precision("highest"):
-        outputs = model.apply(variables, images)
+        outputs = model.apply(variables, normalized_images)
     _, height, width, _ = images.shape
+    # cut: as the stem does, an incomplete patch at the far edge is left out.
     grid = patch_grid((height, width), model.config.patch_size, cut=True)
     # The first map is from before the first step.
     _, *maps_after_steps = list_token_maps(

@@ -72,6 +72,7 @@ def draw_beta(key: jax.Array, alpha: jax.Array) -> jax.Array:
     # Logarithms, because variables of a small alpha would vanish.
     log_boost = jnp.log(1 - jax.random.uniform(boost_key, (2,))) / alpha
     log_gamma = jnp.take_along_axis(log_v, first_accepted, axis=1)[:, 0] + log_boost
+    # g / (g + h) of both variables, in which their factor d cancels.
     return jax.nn.sigmoid(log_gamma[0] - log_gamma[1])
 
 
@@ -109,10 +110,10 @@ def mix_batch(mix: Mix, batch: Batch, partners: Batch) -> Batch:
     is_row_inside = (rows >= top) & (rows < bottom)
     is_inside = is_row_inside & ((columns >= left) & (columns < right))
     cut_share = 1 - is_inside.astype(jnp.float32)  # 0 in the partner's box, else 1
-    own_share = jnp.where(mix.is_cutmix, cut_share, mix.own_share)  # [H, W]
+    pixel_share = jnp.where(mix.is_cutmix, cut_share, mix.own_share)  # [H, W]
     float_images = images.astype(jnp.float32)
     float_partners = partner_images.astype(jnp.float32)
-    own_share = own_share[None, :, :, None]
-    mixed_images = own_share * float_images + (1 - own_share) * float_partners
+    value_share = pixel_share[None, :, :, None]
+    mixed_images = value_share * float_images + (1 - value_share) * float_partners
     mixed_targets = mix.own_share * targets + (1 - mix.own_share) * partner_targets
     return mixed_images.astype(images.dtype), mixed_targets

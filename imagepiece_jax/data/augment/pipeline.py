@@ -44,10 +44,10 @@ def augment_batch(
 
     if augment.layers:
         images = randaugment(images, augmentation_keys()[2], augment, fill_color(mean))
-    images = normalize(images, mean, std)
+    normalized = normalize(images, mean, std)
     if augment.erase_prob > 0:
-        images = erase_randomly(images, augmentation_keys()[3], augment.erase_prob)
-    return images
+        return erase_randomly(normalized, augmentation_keys()[3], augment.erase_prob)
+    return normalized
 
 
 def erase_randomly(images: jax.Array, keys: jax.Array, probability: float) -> jax.Array:
@@ -55,7 +55,7 @@ def erase_randomly(images: jax.Array, keys: jax.Array, probability: float) -> ja
 
     Source: Zhong et al., 2020, as in DeiT.
     """
-    height, width = images.shape[1:3]
+    height, width = images.shape[1:3]  # of [B, H, W, 3]
 
     def erase_box(image, key):
         box_key, noise_key = jax.random.split(key)

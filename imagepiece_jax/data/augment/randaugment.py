@@ -74,7 +74,8 @@ def apply_operations(
     images: jax.Array, draws: OperationDraws, fill: Sequence[int]
 ) -> jax.Array:
     """Apply drawn operations layer by layer."""
-    operation = jnp.where(draws.is_applied, draws.operation, -1)  # -1: none
+    # [batch, layers]; -1: none.
+    operation = jnp.where(draws.is_applied, draws.operation, -1)
     for layer in range(operation.shape[1]):
         magnitude_and_sign = (draws.magnitude[:, layer], draws.sign[:, layer])
         images = _apply_layer(images, operation[:, layer], *magnitude_and_sign, fill)
@@ -82,8 +83,10 @@ def apply_operations(
 
 
 def _apply_layer(images, operation, magnitude, sign, fill):
+    """Apply one operation, an index [B], to each image [B, H, W, 3]."""
     # Fifteen branches would compute every operation for every image. One lookup, one
-    # affine transform and one blend cover them; every image takes its own result.
+    # affine transform and one blend cover them; every image takes its own result. All
+    # places exist in the tables, so none is checked.
     tables = make_lookup_tables(images, operation, magnitude, sign).reshape(-1)
     looked_up_images = tables.at[_table_indices(images)].get(mode="promise_in_bounds")
     matrices = _make_affine_matrices(operation, magnitude, sign, *images.shape[1:3])
@@ -98,21 +101,21 @@ def _apply_layer(images, operation, magnitude, sign, fill):
 
 
 def _enhance_images(images, operation, factor):
-    """Blend images with their gray (Color) or smoothed (Sharpness) version.
+    """Blend images [B, H, W, 3] with a gray (Color) or smoothed (Sharpness) version.
 
-    factor: of the image; the degenerate version, as Pillow calls it, has the rest
+    factor: [B], of the image; the degenerate version, as Pillow says, has the rest
     """
     gray = jnp.broadcast_to(_gray_levels(images)[..., None], images.shape)
     is_sharpness = (operation == _SHARPNESS_INDEX)[:, None, None, None]
     degenerate_images = jnp.where(is_sharpness, _smooth_images(images), gray)
-    factor = factor[:, None, None, None]
-    return _blend_images(degenerate_images, images, factor).astype(jnp.uint8)
+    image_factor = factor[:, None, None, None]
+    return _blend_images(degenerate_images, images, image_factor).astype(jnp.uint8)
 
 
 def _smooth_images(images):
     """Pillow's SMOOTH: 3 x 3 mean with a fivefold center; edge pixels stay."""
     height, width = images.shape[1:3]
-    levels = images.astype(jnp.int32)
+    levels = images.astype(jnp.int32)  # [B, H, W, 3]
     vertical_sums = levels[:, :-2] + levels[:, 1:-1] + levels[:, 2:]
     neighborhood_sums = (
         vertical_sums[:, :, :-2] + vertical_sums[:, :, 1:-1] + vertical_sums[:, :, 2:]
@@ -155,15 +158,14 @@ def make_lookup_tables(
 
     The identity for other operations.
     """
-    values = jnp.arange(256, dtype=jnp.int32)[None, None, :]
-    magnitudes = magnitude[:, None, None]
-    signs = sign[:, None, None]
-    factor = _blend_factor(magnitudes, signs)
+    values = jnp.arange(256, dtype=jnp.int32)[None, None, :]  # [1, 1, 256]
+    strength = magnitude[:, None, None]  # [B, 1, 1]
+    factor = _blend_factor(strength, sign[:, None, None])
     # Integers and rounding as in timm, and in Pillow's ImageOps and ImageEnhance.
-    bits = 4 - (4 * magnitudes / 10).astype(jnp.int32)
-    inverted_levels = (256 * magnitudes / 10).astype(jnp.int32)
+    bits = 4 - (4 * strength / 10).astype(jnp.int32)
+    inverted_levels = (256 * strength / 10).astype(jnp.int32)
     threshold = 256 - jnp.minimum(256, inverted_levels)
-    addend = jnp.minimum(128, (110 * magnitudes / 10).astype(jnp.int32))
+    addend = jnp.minimum(128, (110 * strength / 10).astype(jnp.int32))
     table_of_name = {
         "AutoContrast": _autocontrast_tables(images, values),
         "Equalize": _equalize_tables(
@@ -186,9 +188,9 @@ def make_lookup_tables(
     table_weights = jnp.stack([has_no_table, *is_chosen]).astype(jnp.float32)
     # A product with zeros and a one, because a compiler folds a chain of selects into
     # the lookup and computes the table anew for every pixel.
-    stacked_tables = stacked_tables.astype(jnp.float32)  # [tables, batch, 3, 256]
-    tables = jnp.einsum("tb,tbcv->bcv", table_weights, stacked_tables)
-    return tables.astype(jnp.uint8)
+    float_tables = stacked_tables.astype(jnp.float32)  # [tables, batch, 3, 256]
+    chosen_tables = jnp.einsum("tb,tbcv->bcv", table_weights, float_tables)
+    return chosen_tables.astype(jnp.uint8)
 
 
 def _table_indices(images):
@@ -199,21 +201,21 @@ def _table_indices(images):
 
 
 def _mean_gray(images):
-    """Rounded mean gray level; exact up to 2,000 x 2,000 pixels."""
-    num_pixels = images.shape[1] * images.shape[2]
+    """Rounded mean gray level, [B]; exact up to 2,000 x 2,000 pixels."""
+    num_pixels = images.shape[1] * images.shape[2]  # of [B, H, W, 3]
     return (2 * _gray_levels(images).sum((1, 2)) + num_pixels) // (2 * num_pixels)
 
 
 def _autocontrast_tables(images, values):
     """Stretch channels between their darkest and brightest value."""
-    darkest_value = images.min((1, 2)).astype(jnp.int32)[:, :, None]
+    darkest_value = images.min((1, 2)).astype(jnp.int32)[:, :, None]  # [B, 3, 1]
     span = images.max((1, 2)).astype(jnp.int32)[:, :, None] - darkest_value
     stretched_values = (values - darkest_value) * 255 // jnp.maximum(span, 1)
     return jnp.where(span > 0, jnp.clip(stretched_values, 0, 255), values)
 
 
 def _count_values(images, is_chosen):
-    """Pixel counts per value; zeros for images not chosen."""
+    """Pixel counts per value, [B, 3, 256]; zeros for images not chosen."""
     # One scatter that drops images not chosen: histograms of all images would be the
     # most expensive part of the augmentation, and one in thirty is needed. Integer sums
     # do not depend on their order.
@@ -224,7 +226,7 @@ def _count_values(images, is_chosen):
 
 
 def _equalize_tables(histograms):
-    """Tables that spread values over equal pixel counts."""
+    """Tables that spread values over equal pixel counts, as histograms [B, 3, 256]."""
     values = jnp.arange(256, dtype=jnp.int32)[None, None, :]
     num_pixels = histograms.sum(-1, keepdims=True, dtype=jnp.int32)
     brightest_value = jnp.max(jnp.where(histograms > 0, values, 0), -1, keepdims=True)
@@ -237,9 +239,10 @@ def _equalize_tables(histograms):
 
 
 def _make_affine_matrices(operation, magnitude, sign, height, width):
-    """Affine maps of the geometric operations; the identity for other operations.
+    """Affine maps for operations [B]; the identity if not geometric.
 
-    Returns (a, b, c, d, e, f): source x = a x + b y + c, y = d x + e y + f, in pixels.
+    Returns [B, 6]: (a, b, c, d, e, f) of source x = a x + b y + c, y = d x + e y + f,
+        in pixels.
     """
     # The largest rotation, shear and shift are timm's, at magnitude 10.
     degrees = sign * 30 * magnitude / 10

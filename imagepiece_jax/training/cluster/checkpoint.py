@@ -69,7 +69,7 @@ class Checkpoints:
                 keep_every = self._keep_every if kind == "latest" else 0
                 folder = self._root / kind
                 manager = checkpoints.open_steps(folder, NUM_KEPT, keep_every)
-                # They are damaged, or abandoned by a resume from an earlier step.
+                # Later steps are damaged, or abandoned by a resume from an earlier one.
                 for saved_step in manager.all_steps():
                     if saved_step >= step:
                         manager.delete(saved_step)
