@@ -76,7 +76,7 @@ def main(
         output=output,
         layout=layout,
         dtype=weights.dtype,
-        images=image_paths or None,
+        images=image_paths or None,  # (): --images is not typed
     )
     facts = program_facts.read_facts(file)  # what OUT.json holds
     files = program_facts.program_files(file)

@@ -42,6 +42,7 @@ def main(
     source = pictures.as_source(images.images, "val")
     if registry.is_set_name(images.images[0]):
         source = source.evenly_spaced(NUM_DRAWN_IMAGES)
+    # float32, because rounding would decide near ties between tokens.
     pretrained = weights.load_model().with_default_execution(weights.dtype or "float32")
     variants = [pretrained.with_reduction(text) for text in reduction_texts]
     for block in drawn_blocks:

@@ -36,14 +36,14 @@ def open_steps(
     policies_to_keep: list[policies.PreservationPolicy] = [policies.LatestN(num_newest)]
     if keep_every:
         policies_to_keep.append(policies.EveryNSteps(keep_every))
-    own_process = jax.process_index()
+    this_process = jax.process_index()
     options = ocp.CheckpointManagerOptions(
         create=False,
         cleanup_tmp_directories=num_newest is not None,
         preservation_policy=policies.AnyPreservationPolicy(policies_to_keep),
         # Processes do not wait for each other: one writes, and all read.
         multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=own_process, active_processes={own_process}
+            primary_host=this_process, active_processes={this_process}
         ),
     )
     handlers: dict[str, Any] = {"state": ocp.PyTreeCheckpointHandler()}

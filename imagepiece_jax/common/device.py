@@ -18,7 +18,7 @@ QUOTA_FILE = pathlib.Path("/sys/fs/cgroup/cpu.max")  # a container's, in cgroup 
 def available_cores() -> int:
     """Number of CPU cores available to this process, at least 1."""
     # On Linux a job may be bound to some cores, or have a quota of their time.
-    core_count = os.cpu_count() or 1
+    core_count = os.cpu_count() or 1  # None: unknown
     if hasattr(os, "sched_getaffinity"):
         core_count = len(os.sched_getaffinity(0))
     try:

@@ -71,8 +71,8 @@ def check_images(
     # A list times False is empty.
     kinds = ["normalized floats"] * takes_floats + ["uint8"] * takes_pixels
     # Other integers would pass through a model, and mean nothing there.
-    is_allowed = takes_floats and jnp.issubdtype(dtype, jnp.floating)
-    is_allowed = is_allowed or (takes_pixels and dtype == jnp.uint8)
+    is_allowed_float = takes_floats and jnp.issubdtype(dtype, jnp.floating)
+    is_allowed = is_allowed_float or (takes_pixels and dtype == jnp.uint8)
     sides = shape[1:3] if image_size is None else image_sides(image_size)
     is_batch = len(shape) == 4 and shape[0] > 0 and shape[1:] == (*sides, 3)
     sides_text = "H, W" if image_size is None else "{}, {}".format(*sides)

@@ -104,12 +104,13 @@ class Source(abc.ABC):
 
     def __getitem__(self, index: int) -> SourceImage:
         picture, label, name = self._stored_image_at(index)
-        if not isinstance(picture, np.ndarray):
-            try:
-                picture = decode.decode_image(picture, name, self.upright)
-            except decode.UnreadableImage as damage:
-                return SourceImage(None, label, name, damage)
-        return SourceImage(picture, label, name)
+        if isinstance(picture, np.ndarray):
+            return SourceImage(picture, label, name)
+        try:
+            pixels = decode.decode_image(picture, name, self.upright)
+        except decode.UnreadableImage as damage:
+            return SourceImage(None, label, name, damage)
+        return SourceImage(pixels, label, name)
 
     def image_name(self, index: int) -> str:
         return self._stored_image_at(index)[2]

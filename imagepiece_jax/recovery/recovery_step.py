@@ -189,8 +189,8 @@ class StudentFit:
             outputs = self.compute_student_outputs(variables, trained_params, images)
             return self.comparison.mean_loss(outputs, targets)
 
-        loss, gradient = jax.value_and_grad(loss_of_params)(state.trained_params)
-        loss, gradient = jax.lax.pmean((loss, gradient), parallel.DEVICE_AXIS)
+        device_results = jax.value_and_grad(loss_of_params)(state.trained_params)
+        loss, gradient = jax.lax.pmean(device_results, parallel.DEVICE_AXIS)
         directions, moments = self.adam.update(gradient, state.moments)
 
         def make_update(path, param, direction):

@@ -150,10 +150,10 @@ class RunConfig:
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Read a ConfigDict or dicts; raise InputError for the first invalid value."""
         # A ConfigDict's groups are ConfigDicts, too; `to_dict` converts them all.
-        values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-        values.pop("format", None)  # only the config.json of a run has a format
+        fields = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        fields.pop("format", None)  # only the config.json of a run has a format
         try:
-            run_config = _read_options(cls, replace_lists(values))
+            run_config = _read_options(cls, replace_lists(fields))
             _ = run_config.vit_config  # raises for a model that does not fit
         except KeyError as error:
             raise InputError(f"config has no {error.args[0]}") from error

@@ -209,6 +209,7 @@ class RunLog(contextlib.ExitStack):
         print_line(f"epoch {epoch:g}, step {step}: {accuracy}, {loss}")
 
     def _print_progress(self, step, metrics):
+        """Print a step's line, with the time that the run still takes."""
         line = f"step {step} of {self._length.steps}, epoch {metrics['epoch']:.2f}: "
         line += f"loss {metrics['loss']:.3f}, acc1 {metrics['acc1']:.1f} %, "
         line += f"lr {metrics['lr']:.2e}"

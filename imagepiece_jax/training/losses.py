@@ -40,7 +40,7 @@ def distillation_loss(
 
     targets: label probabilities
     """
-    # The last head is the distillation token's, if the model has one.
+    # The last head is the distillation token's. Without one, `head_logits` is ().
     head_logits = outputs.head_logits or (outputs.logits,)
     class_logits = head_logits[0]
     taught_logits = head_logits[-1]

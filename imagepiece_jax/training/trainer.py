@@ -84,15 +84,15 @@ class RunSetup:
 
     def changes_program(self, step: int) -> bool:
         """Whether `step` needs a new program: its epoch has other token counts."""
-        epochs = [self.find_epoch(step - 1), self.find_epoch(step)]
-        if epochs[0] == epochs[1]:
+        epochs = (self.find_epoch(step - 1), self.find_epoch(step))
+        if len(set(epochs)) == 1:
             return False
         # Only a keep rate by epoch changes the counts between epochs.
-        counts_by_epoch = []
-        for epoch in epochs:
-            plan = self.config.create_train_model(epoch).plan
-            counts_by_epoch.append([block_plan.counts for block_plan in plan])
-        return counts_by_epoch[0] != counts_by_epoch[1]
+        plans = [self.config.create_train_model(epoch).plan for epoch in epochs]
+        counts_before, counts_now = (
+            [block_plan.counts for block_plan in plan] for plan in plans
+        )
+        return counts_before != counts_now
 
 
 def set_up_run(config: RunConfig, workdir: AnyPath, dry_run: bool = False) -> RunSetup:

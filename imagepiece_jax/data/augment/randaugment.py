@@ -92,8 +92,8 @@ def _apply_layer(images, operation, magnitude, sign, fill):
     matrices = _make_affine_matrices(operation, magnitude, sign, *images.shape[1:3])
     moving_indices = jnp.array(_MOVING_INDICES, operation.dtype)
     is_moved = jnp.isin(operation, moving_indices)[:, None, None, None]
-    is_blended = (operation == _COLOR_INDEX) | (operation == _SHARPNESS_INDEX)
-    is_blended = is_blended[:, None, None, None]
+    needs_blend = (operation == _COLOR_INDEX) | (operation == _SHARPNESS_INDEX)
+    is_blended = needs_blend[:, None, None, None]
     moved_images = _move_pixels(images, matrices, fill)
     blended_images = _enhance_images(images, operation, _blend_factor(magnitude, sign))
     recolored_images = jnp.where(is_blended, blended_images, looked_up_images)
@@ -126,8 +126,8 @@ def _smooth_images(images):
     padded_means = jnp.pad(inner_means, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = jnp.arange(height)[:, None]
     columns = jnp.arange(width)[None, :]
-    is_edge = (rows == 0) | (rows == height - 1)
-    is_edge = is_edge | (columns == 0) | (columns == width - 1)
+    is_end_row = (rows == 0) | (rows == height - 1)
+    is_edge = is_end_row | (columns == 0) | (columns == width - 1)  # [H, W]
     return jnp.where(is_edge[None, :, :, None], levels, padded_means)
 
 
@@ -288,8 +288,8 @@ def _move_pixels(images, matrices, fill):
     is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     left, weights_x = _cubic_neighbors(x - 0.5)
     top, weights_y = _cubic_neighbors(y - 0.5)
-    image_starts = jnp.arange(num_images, dtype=jnp.int32) * (height * width)
-    image_starts = image_starts[:, None, None]  # places in `pixels`
+    starts = jnp.arange(num_images, dtype=jnp.int32) * (height * width)
+    image_starts = starts[:, None, None]  # places in `pixels`
     # Clipped indices repeat the edge's pixels beyond the edge. So all exist: without
     # the promise of it every index would be checked.
     columns = [jnp.clip(left + offset, 0, width - 1) for offset in range(4)]
