@@ -147,6 +147,7 @@ def make_program_step(program: Callable[[np.ndarray], Array]) -> EvalStep:
 
     def evaluate_batch(_, batch):
         logits = program(batch["image"][0])  # [0]: of [devices, ..], here one device
+        # JAX's transfer guard refuses copies that are not explicit.
         labels_and_mask = jax.device_put((batch["label"][0], batch["mask"][0]))
         return measure_logits(logits, *labels_and_mask)
 

@@ -58,8 +58,8 @@ def check_card(
         raise InputError("pool is 'none', so a card needs --output patches")
     page_file = folder / PAGE_NAME
     is_foreign_page = page_file.exists() and not is_card_page(page_file)
-    facts_of_others = read_other_cards(graph_file).values()
-    weights_names = {facts["card"]["weights"] for facts in facts_of_others}
+    other_records = read_other_cards(graph_file).values()
+    weights_names = {record["card"]["weights"] for record in other_records}
     if is_foreign_page or weights_names - {card_facts(pretrained)["weights"]}:
         raise InputError(f"{page_file} is no card of this model; name another folder")
 
@@ -109,23 +109,23 @@ def compare_with_dense_file(
     """
     programs = {}
     megabytes = {}
-    for name, file in files.items():
-        programs[name] = open_program(file, CARD_THREADS)
-        num_bytes = [part.stat().st_size for part in program_facts.program_files(file)]
-        megabytes[name] = sum(num_bytes) / 1e6
+    for role, file in files.items():
+        programs[role] = open_program(file, CARD_THREADS)
+        num_bytes = [each.stat().st_size for each in program_facts.program_files(file)]
+        megabytes[role] = sum(num_bytes) / 1e6
     batch_size = programs["file"].batch_size or 1  # None: any number
     pixels = images.compared_pixels
     # Images are repeated if a batch takes more than there are.
     times = time_programs(programs, np.resize(pixels, (batch_size, *pixels.shape[1:])))
     outputs_of_row = compute_outputs(programs, pixels)
-    dense = outputs_of_row["dense"]
+    dense_outputs = outputs_of_row["dense"]
     fidelities = {}
-    for name, outputs in outputs_of_row.items():
-        metrics = compare_outputs.measure_fidelity(outputs, dense, has_classes)
+    for row_name, outputs in outputs_of_row.items():
+        metrics = compare_outputs.measure_fidelity(outputs, dense_outputs, has_classes)
         if len(pixels) < FEW_IMAGES:
             metrics.pop("neighbors_kept", None)
-        fidelities[name] = metrics
-    gmacs = {name: program.facts["gmacs"] for name, program in programs.items()}
+        fidelities[row_name] = metrics
+    gmacs = {role: program.facts["gmacs"] for role, program in programs.items()}
     return {
         "images": images.compared_names,
         "machine": device.describe_cpu(),
@@ -141,16 +141,17 @@ def compare_with_dense_file(
 def time_programs(programs: Programs, pixels: np.ndarray) -> dict[str, Any]:
     """Time programs in turns: milliseconds per image, and the file's speedup."""
     timed_calls = {}
-    for name, program in programs.items():
+    for role, program in programs.items():
         run_program = program.prepared_call(pixels)
-        timed_calls[name] = timer.TimedCall(lambda _, run=run_program: run())
+        # A default, because the loop binds `run_program` anew.
+        timed_calls[role] = timer.TimedCall(lambda _, run=run_program: run())
     pause = functools.partial(time.sleep, PAUSE_SECONDS)
     with announced_work("timing the file and the dense file, in turns"):
         seconds = timer.time_in_turns(timed_calls, CARD_TIMING, pause=pause)
     milliseconds = {}  # per image
-    for name, call_seconds in seconds.items():
-        readings = [1000 * duration / len(pixels) for duration in call_seconds]
-        milliseconds[name] = timer.find_spread(readings)
+    for role, call_seconds in seconds.items():
+        image_times = [1000 * duration / len(pixels) for duration in call_seconds]
+        milliseconds[role] = timer.find_spread(image_times)
     speedups = timer.paired_speedups(seconds["dense"], seconds["file"])
     return {"ms": milliseconds, "speedup": timer.find_spread(speedups)}
 
@@ -158,23 +159,25 @@ def time_programs(programs: Programs, pixels: np.ndarray) -> dict[str, Any]:
 def compute_outputs(programs: Programs, pixels: np.ndarray) -> dict[str, np.ndarray]:
     """Outputs [images, D] of the dense file, the file and the controls, by card row."""
     with announced_work(f"comparing the outputs for {len(pixels)} images"):
-        outputs = {"dense": compute_vectors(programs["dense"], pixels)}
-        outputs["file"] = compute_vectors(programs["file"], pixels)
-        if not np.isfinite(outputs["file"]).all():
+        outputs_of_row = {"dense": compute_vectors(programs["dense"], pixels)}
+        outputs_of_row["file"] = compute_vectors(programs["file"], pixels)
+        if not np.isfinite(outputs_of_row["file"]).all():
             dtype = programs["file"].facts["dtype"]
             raise InputError(f"the {dtype} outputs are not finite; export float32")
-        for name, change_pixels in compare_outputs.IMAGE_CONTROLS.items():
-            outputs[name] = compute_vectors(programs["dense"], change_pixels(pixels))
-        shuffled_outputs = compare_outputs.shuffle_outputs(outputs["dense"])
-        outputs[compare_outputs.SHUFFLED_CONTROL] = shuffled_outputs
-    return outputs
+        for control, change_pixels in compare_outputs.IMAGE_CONTROLS.items():
+            control_pixels = change_pixels(pixels)
+            outputs_of_row[control] = compute_vectors(programs["dense"], control_pixels)
+        shuffled_outputs = compare_outputs.shuffle_outputs(outputs_of_row["dense"])
+        outputs_of_row[compare_outputs.SHUFFLED_CONTROL] = shuffled_outputs
+    return outputs_of_row
 
 
 def compute_vectors(program: ExportedProgram, pixels: np.ndarray) -> np.ndarray:
     """Compute a file's logits or vectors, [images, D]."""
     output_names = program.output_names
-    name = next(name for name in CARD_OUTPUTS if name in output_names)
-    return program(pixels, name, IMAGES_PER_CALL).reshape(len(pixels), -1)
+    output_name = next(name for name in CARD_OUTPUTS if name in output_names)
+    outputs = program(pixels, output_name, IMAGES_PER_CALL)  # [images, ..]
+    return outputs.reshape(len(pixels), -1)
 
 
 def format_card_table(graph_file: pathlib.PurePath, file_facts: Mapping) -> str:
@@ -189,15 +192,15 @@ def format_card_table(graph_file: pathlib.PurePath, file_facts: Mapping) -> str:
     titles = {"dense": "dense, float32", "file": file_title}
     mac_shares = {"dense": 1, "file": card["mac_share"]}
     rows = {}
-    for name, title in titles.items():
-        median, low, high = card["ms"][name]
-        rows[name] = {"": title, "share of the MACs": f"{mac_shares[name]:.2f}"}
-        rows[name]["MB"] = f"{card['megabytes'][name]:.1f}"
-        rows[name]["ms an image"] = f"{median:.1f} [{low:.1f}, {high:.1f}]"
+    for row_name, title in titles.items():
+        median, low, high = card["ms"][row_name]
+        rows[row_name] = {"": title, "share of the MACs": f"{mac_shares[row_name]:.2f}"}
+        rows[row_name]["MB"] = f"{card['megabytes'][row_name]:.1f}"
+        rows[row_name]["ms an image"] = f"{median:.1f} [{low:.1f}, {high:.1f}]"
     median, low, high = card["speedup"]
     rows["file"]["times as fast"] = f"{median:.2f} [{low:.2f}, {high:.2f}]"
-    for name, metrics in card["fidelity"].items():
-        cells = rows.setdefault(name, {"": f"dense, images {name}"})
+    for row_name, metrics in card["fidelity"].items():
+        cells = rows.setdefault(row_name, {"": f"dense, images {row_name}"})
         cells |= compare_outputs.fidelity_cells(metrics)
     return rows_table([*rows.values()])
 
@@ -217,14 +220,14 @@ def card_facts(pretrained: Pretrained) -> dict[str, Any]:
 
 
 def read_other_cards(graph_file: pathlib.Path) -> dict[str, dict]:
-    """Read the facts of the other graphs with cards in a graph's folder, by name."""
-    facts_of_name = {}
+    """Read the JSON of the other graphs with cards in a graph's folder, by name."""
+    record_of_name = {}
     for json_file in graph_file.parent.glob("*.json"):
         other_graph = json_file.with_suffix("")
-        facts = program_facts.read_facts(other_graph)
-        if other_graph != graph_file and other_graph.is_file() and "card" in facts:
-            facts_of_name[other_graph.name] = facts
-    return facts_of_name
+        record = program_facts.read_facts(other_graph)
+        if other_graph != graph_file and other_graph.is_file() and "card" in record:
+            record_of_name[other_graph.name] = record
+    return record_of_name
 
 
 def write_card_page(
@@ -235,70 +238,71 @@ def write_card_page(
     staging, staged_graph: the export's folder and its new graph, which will be
         `graph_file`
     """
-    facts_of_name = read_other_cards(graph_file)
-    facts = program_facts.read_facts(staged_graph)
-    if "card" in facts:
-        facts_of_name[graph_file.name] = facts
+    record_of_name = read_other_cards(graph_file)
+    new_record = program_facts.read_facts(staged_graph)
+    if "card" in new_record:
+        record_of_name[graph_file.name] = new_record
     subfolder = staged_graph.parent.relative_to(staging)
-    facts_of_path = {}
-    for name, facts in sorted(facts_of_name.items()):
-        facts_of_path[str(subfolder / name)] = facts
-    if facts_of_path:
-        (staging / PAGE_NAME).write_text(format_card_page(facts_of_path), "utf-8")
+    record_of_path = {}
+    for name, record in sorted(record_of_name.items()):
+        record_of_path[str(subfolder / name)] = record
+    if record_of_path:
+        (staging / PAGE_NAME).write_text(format_card_page(record_of_path), "utf-8")
 
 
-def format_card_page(facts_of_path: Mapping[str, Mapping[str, Any]]) -> str:
+def format_card_page(record_of_path: Mapping[str, Mapping[str, Any]]) -> str:
     """Page of the cards of one model's files, as a model card of the Hugging Face hub.
 
-    facts_of_path: with their cards, by the graph's path in the folder
+    record_of_path: the JSON beside each graph, with its card, by the graph's path in
+        the folder
     """
-    first_facts = next(iter(facts_of_path.values()))
-    card = first_facts["card"]
-    has_classes = first_facts["activation"] is not None
+    first_record = next(iter(record_of_path.values()))
+    card = first_record["card"]
+    has_classes = first_record["activation"] is not None
     task = "image-classification" if has_classes else "image-feature-extraction"
     lines = ["---", f"pipeline_tag: {task}", "tags: [token-reduction]"]
-    if "/" in card["weights"]:
+    if "/" in card["weights"]:  # OWNER/NAME of the hub, not a file's name
         lines.append(f"base_model: {card['weights']}")
     if card["license"]:  # any text, as JSON, which YAML reads
         lines.append(f"license: {json.dumps(card['license'], ensure_ascii=False)}")
     lines += ["---", PAGE_MARK]
-    for name, facts in facts_of_path.items():
-        lines += ["", *format_section(name, facts)]
+    for graph_path, record in record_of_path.items():
+        lines += ["", *format_section(graph_path, record)]
     return "\n".join(lines) + "\n"
 
 
-def format_section(name: str, facts: Mapping[str, Any]) -> list[str]:
+def format_section(graph_path: str, record: Mapping[str, Any]) -> list[str]:
     """Lines about one file, for readers who have never seen this package.
 
-    name: the graph's path in the folder
+    graph_path: in the folder
+    record: the JSON beside it, with its card
     """
-    card = facts["card"]
-    file_format = import_format(name)
-    input_facts = facts["input"]
+    card = record["card"]
+    file_format = import_format(graph_path)
+    input_facts = record["input"]
     shape = " x ".join(map(str, input_facts["shape"]))
     license_text = card["license"] or "unknown; see where the weights come from"
-    int8_text = " that did not calibrate it" if facts["dtype"] == "int8" else ""
+    int8_text = " that did not calibrate it" if record["dtype"] == "int8" else ""
     num_images = len(card["images"])
     few_text = ""
     if num_images < FEW_IMAGES:
         few_text = f" These are too few to tell: give {FEW_IMAGES} or more."
     return [
-        f"# {card['weights']}, {card['reduction']}, {facts['dtype']}",
+        f"# {card['weights']}, {card['reduction']}, {record['dtype']}",
         "",
-        f"`{name}` is {file_format.FORMAT_TITLE} with a vision transformer, made from "
-        "the weights "
-        f"{card['weights']} (license: {license_text}). It takes "
+        f"`{graph_path}` is {file_format.FORMAT_TITLE} with a vision transformer, made "
+        f"from the weights {card['weights']} (license: {license_text}). It takes "
         f"{card['mac_share']:.2f} of the multiply-adds of these weights' dense model. "
         f"Its reduction: {card['reduction_in_words']}",
         "",
         "```python",
-        file_format.RUN_LINES.format(file=name, images=input_facts["name"]),
+        file_format.RUN_LINES.format(file=graph_path, images=input_facts["name"]),
         "```",
         "",
-        f"`images` are {input_facts['dtype']}, {shape}; `{name}.json` describes how to "
-        "prepare them, and the outputs.",
+        f"`images` are {input_facts['dtype']}, {shape}; `{graph_path}.json` describes "
+        "how to prepare them, and the outputs.",
         "",
-        format_card_table(pathlib.PurePath(name), facts),
+        format_card_table(pathlib.PurePath(graph_path), record),
         "",
         f"Measured in {file_format.RUNTIME_TITLE} on {card['machine']}: "
         f"{card['threads']} threads, batch size {card['batch_size']}. Files took "

@@ -56,16 +56,17 @@ class Export:
             check_choice("output (the layout decides it)", self.output, ["logits"])
         if self.dtype == "int8" and self.images is None:
             raise InputError("dtype is 'int8', which needs --images to calibrate")
-        for layer in model.plan:
+        for block_plan in model.plan:
             # A step that keeps all tokens has no counts, and draws nothing.
-            if layer.step and layer.counts:
-                if layer.step.reducer.draws_random(layer.counts, train=False):
+            if block_plan.step and block_plan.counts:
+                if block_plan.step.reducer.draws_random(block_plan.counts, train=False):
                     reduction = self.pretrained.typed_reduction
                     reason = "which draws random numbers: it has no graph"
                     raise InputError(f"reduction is {reduction}, {reason}")
         config = model.config.with_arch(gelu=self.gelu or model.config.arch.gelu)
         # int8 is made of the float32 graph.
         graph_dtype = "float32" if self.dtype == "int8" else self.dtype
+        # Plain attention, because cuDNN's kernel has no graph.
         execution = make_execution(config, graph_dtype, "xla")
         model = model.clone(config=config, execution=execution)
         self.pretrained = dataclasses.replace(self.pretrained, model=model)
@@ -76,13 +77,13 @@ class Export:
             self.graph_file = choose_graph_file(self.out, self.dtype)
             self.folder = self.graph_file.parent
         else:
-            layout = tower.PROGRAM_LAYOUTS[self.layout]
+            program_layout = tower.PROGRAM_LAYOUTS[self.layout]
             interface = tower.make_interface(self.pretrained, self.layout, **options)
             self.folder = pathlib.Path(self.out).expanduser()
-            layout_folder = (self.folder, self.layout, self.pretrained)
-            self.graph_file = tower.find_graph_file(*layout_folder, self.dtype)
-            tower.check_layout_folder(*layout_folder, self.graph_file)
-            for name, make_fields in layout.files.items():
+            layout_arguments = (self.folder, self.layout, self.pretrained)
+            self.graph_file = tower.find_graph_file(*layout_arguments, self.dtype)
+            tower.check_layout_folder(*layout_arguments, self.graph_file)
+            for name, make_fields in program_layout.files.items():
                 self.layout_files[name] = make_fields(self.pretrained)
         self.interface = interface
         title = self.file_format.FORMAT_TITLE
@@ -119,10 +120,11 @@ class Export:
         """
         message = f"calibrating int8 with {len(pixels)} images, which takes minutes"
         with tempfile.TemporaryDirectory() as folder, announced_work(message):
-            file = pathlib.Path(folder, self.graph_file.name)
+            float32_file = pathlib.Path(folder, self.graph_file.name)
             # A copy: `facts` must not name the weights of a temporary file.
-            self.write_program(file, float32_graph, dict(facts))
-            return self.file_format.quantize_graph(program.open_program(file), pixels)
+            self.write_program(float32_file, float32_graph, dict(facts))
+            float32_program = program.open_program(float32_file)
+            return self.file_format.quantize_graph(float32_program, pixels)
 
     def make_card(self, file: pathlib.Path, images: card.CardImages) -> dict[str, Any]:
         """Measure the program in `file` beside the dense model's, in float32.
@@ -149,28 +151,30 @@ class Export:
     def put_in_place(self, staging: pathlib.Path) -> None:
         """Move the files of a folder `staging` into the export's folder."""
         earlier_facts = program_facts.read_facts(self.graph_file)
-        earlier_weights = str(earlier_facts.get("external_data"))  # a file's name
+        # The earlier weights' file, or "None", which does not match the pattern below.
+        earlier_name = str(earlier_facts.get("external_data"))
         staged_graph = staging / self.graph_file.relative_to(self.folder)
-        graph, *weights = program_facts.program_files(staged_graph)
+        graph, *weights_files = program_facts.program_files(staged_graph)
         # A kill leaves no graph without its weights, and no JSON before its graph.
-        first_files = [*weights, graph, program_facts.facts_file(graph)]
+        first_files = [*weights_files, graph, program_facts.facts_file(graph)]
         all_files = filter(pathlib.Path.is_file, staging.rglob("*"))
         staged_files = dict.fromkeys([*first_files, *all_files])  # each once
-        # These know no digest: a kill must not leave them beside another graph.
-        for name in self.layout_files:
-            (self.folder / name).unlink(missing_ok=True)
+        # Layout files and pages have no digest of their graph, so after a kill nothing
+        # would tell that they are another graph's: they go first.
+        for layout_path in self.layout_files:
+            (self.folder / layout_path).unlink(missing_ok=True)
         if card.is_card_page(self.folder / card.PAGE_NAME):
             (self.folder / card.PAGE_NAME).unlink()
         for file in staged_files:
             target = self.folder / file.relative_to(staging)
             target.parent.mkdir(exist_ok=True)
             os.replace(file, target)
-        # Only a name that `onnx_format.write_graph` gives: anyone may have changed the
-        # JSON.
+        # The name must be one of `onnx_format.write_graph`, because anyone may have
+        # changed the JSON.
         pattern = rf"{re.escape(self.graph_file.name)}\.[0-9a-f]{{16}}\.data"
-        is_own_name = re.fullmatch(pattern, earlier_weights) is not None
-        if is_own_name and earlier_weights not in [file.name for file in weights]:
-            self.graph_file.with_name(earlier_weights).unlink(missing_ok=True)
+        is_our_name = re.fullmatch(pattern, earlier_name) is not None
+        if is_our_name and earlier_name not in [file.name for file in weights_files]:
+            self.graph_file.with_name(earlier_name).unlink(missing_ok=True)
 
 
 @parallel.without_mesh
@@ -222,15 +226,15 @@ def export(vit: Pretrained, out: str | os.PathLike, **options: Any) -> pathlib.P
         graph = job.quantize(graph, facts, calibration_pixels)
     facts["self_test"] = self_test.expected_facts(job.interface, job.dtype)
     with staging_folder(job) as staging:
-        file = staging / job.graph_file.relative_to(job.folder)
-        file.parent.mkdir(exist_ok=True)
-        job.write_program(file, graph, facts)
+        staged_file = staging / job.graph_file.relative_to(job.folder)
+        staged_file.parent.mkdir(exist_ok=True)
+        job.write_program(staged_file, graph, facts)
         if card_images is not None:
-            facts["card"] = job.make_card(file, card_images)
-            program_facts.write_program_facts(file, facts)
+            facts["card"] = job.make_card(staged_file, card_images)
+            program_facts.write_program_facts(staged_file, facts)
         for name, content in job.layout_files.items():
             files.write_json(staging / name, content)
-        card.write_card_page(staging, file, job.graph_file)
+        card.write_card_page(staging, staged_file, job.graph_file)
         job.put_in_place(staging)
     return job.graph_file
 
@@ -258,19 +262,19 @@ def choose_graph_file(out: str | os.PathLike, dtype: str = "float32") -> pathlib
 
     out: the file, or a folder, which may be new
     """
-    path = pathlib.Path(os.path.expanduser(out))
-    graph_file = path
-    is_folder = path.is_dir() or not path.suffix
+    given_path = pathlib.Path(os.path.expanduser(out))
+    graph_file = given_path
+    is_folder = given_path.is_dir() or not given_path.suffix
     if is_folder:
         ending = next(iter(program.FORMAT_MODULES))  # .onnx
-        graph_file = path / f"model{tower.DTYPE_SUFFIXES[dtype]}{ending}"
+        graph_file = given_path / f"model{tower.DTYPE_SUFFIXES[dtype]}{ending}"
     if not program.is_exported(graph_file):
-        rule = f"a file ends in {' or '.join(program.FORMAT_MODULES)}, a folder in none"
-        raise InputError(f"out: {path}; {rule}")
+        hint = f"a file ends in {' or '.join(program.FORMAT_MODULES)}, a folder in none"
+        raise InputError(f"out: {given_path}; {hint}")
     file_format = program.import_format(graph_file)
     extras.check_installed(file_format.FORMAT_TITLE, file_format.WRITER_MODULE)
-    if is_folder and not path.exists():
-        files.check_writable("out", path, ("",))
+    if is_folder and not given_path.exists():
+        files.check_writable("out", given_path, ("",))  # "": a folder has no ending
         return graph_file
     for file in (graph_file, program_facts.facts_file(graph_file)):
         files.check_writable("out", file, (graph_file.suffix.lower(), ".json"))

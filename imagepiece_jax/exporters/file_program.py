@@ -71,15 +71,15 @@ class FileProgram(ExportedProgram):
     def prepared_batches(
         self, pixels: np.ndarray, batch_size: int | None = None
     ) -> Iterator[np.ndarray]:
-        """Yield batches by `prepared_images`; see `ExportedProgram.__call__`."""
+        """Yield batches of pixels, [B, H, W, 3], by `prepared_images`."""
         batch_size = self.batch_size or batch_size or len(pixels)
         for start in range(0, len(pixels), batch_size):
-            batch = np.asarray(pixels[start : start + batch_size])
+            batch_pixels = np.asarray(pixels[start : start + batch_size])
             # A fixed batch size repeats the last image: black ones would extend the
             # ranges that calibrate int8.
-            num_missing = batch_size - len(batch) if self.batch_size else 0
-            batch = np.pad(batch, ((0, num_missing), (0, 0), (0, 0), (0, 0)), "edge")
-            yield self.prepared_images(batch)
+            num_missing = batch_size - len(batch_pixels) if self.batch_size else 0
+            widths = ((0, num_missing), (0, 0), (0, 0), (0, 0))  # [B, H, W, 3]
+            yield self.prepared_images(np.pad(batch_pixels, widths, "edge"))
 
 
 def open_described(
@@ -116,7 +116,7 @@ def open_described(
         class_names = facts["class_names"]
         if class_names is not None:
             class_names = checked_names(class_names, config.num_classes)
-        batch_size = facts["input"]["shape"][0]  # text if it is open
+        num_images = facts["input"]["shape"][0]  # a text if any number is taken
         return FileProgram(
             path=path,
             model=model,
@@ -125,7 +125,7 @@ def open_described(
             origin=Origin(path=path, kind=file_format.PROGRAM_KIND, name=path.name),
             facts=facts,
             make_call=make_call,
-            batch_size=batch_size if isinstance(batch_size, int) else None,
+            batch_size=num_images if isinstance(num_images, int) else None,
         )
 
 
@@ -133,4 +133,5 @@ def _without_type_names(record):
     # "is" names a record's type, for other readers of the JSON.
     if not isinstance(record, Mapping):
         return record
-    return {k: _without_type_names(value) for k, value in record.items() if k != "is"}
+    fields = [field for field in record if field != "is"]
+    return {field: _without_type_names(record[field]) for field in fields}

@@ -90,22 +90,23 @@ def find_part_maxima(
 
     def call_and_note(call, args, kwargs, context):
         result = call(*args, **kwargs)
-        path = context.module.path  # ("blocks_0", "attn", ..), or () for the ViT
-        if path:
-            note_numbers(path[0], (args, result))
+        module_path = context.module.path  # ("blocks_0", "attn", ..), or () for the ViT
+        if module_path:
+            note_numbers(module_path[0], (args, result))
         elif context.method_name in EMBEDDING_METHODS:
             note_numbers(STEM_PART, result)
         if context.method_name == Attention.project_heads.__name__:
-            # No layer returns the logits of attention: lengths bound them.
+            # No layer returns the logits of attention: lengths bound them. query, key:
+            # [batch, tokens, heads, head_dim]
             query_lengths = jnp.linalg.norm(result.query, axis=-1)
             key_lengths = jnp.linalg.norm(result.key, axis=-1)
-            bound = jnp.max(query_lengths) * jnp.max(key_lengths)
-            note_numbers(path[0], bound * result.query.shape[-1] ** -0.5)
+            logit_bound = jnp.max(query_lengths) * jnp.max(key_lengths)
+            note_numbers(module_path[0], logit_bound * result.query.shape[-1] ** -0.5)
         return result
 
     with nn.intercept_methods(call_and_note):
         outputs = model.apply(variables, images)
-    for part, weights in variables["params"].items():
+    for part, weights in variables["params"].items():  # an array: the ViT's own
         note_numbers(part if isinstance(weights, dict) else STEM_PART, weights)
     note_numbers("outputs", (outputs.logits, outputs.tokens))
     return {part: jnp.max(jnp.stack(maxima)) for part, maxima in maxima_of_part.items()}

@@ -62,8 +62,8 @@ def build_graph(interface: ProgramInterface) -> bytes:
             return forward(variables, images)
 
     export_function = jax.export.export(jax.jit(compute_outputs), platforms=["cpu"])
-    exported = export_function(interface.input_spec)
-    flatbuffer = convert_program(exported.mlir_module_serialized, interface)
+    stablehlo_program = export_function(interface.input_spec)
+    flatbuffer = convert_program(stablehlo_program.mlir_module_serialized, interface)
     return with_half_constants(flatbuffer) if is_half else flatbuffer
 
 
@@ -96,8 +96,8 @@ def convert_program(stablehlo_bytes: bytes, interface: ProgramInterface) -> byte
             passes = passmanager.PassManager()
             converter.run_convert_to_tfl_passes(module, passes, config)
             input_names = [interface.input_name]
-            names = "serving_default", input_names, interface.output_names
-            converter.set_signature(module.operation, *names)
+            signature = "serving_default", input_names, interface.output_names
+            converter.set_signature(module.operation, *signature)
             return converter.export_flatbuffer_to_bytes(module.operation)
     except Exception as error:  # the converter's errors share no class
         reason = " ".join(str(error).split())
@@ -111,6 +111,7 @@ def with_half_constants(flatbuffer: bytes) -> bytes:
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(flatbuffer, 0))
     dequantize_code = schema.OperatorCodeT()
     dequantize_code.builtinCode = schema.BuiltinOperator.DEQUANTIZE
+    # Older readers know only this field.
     dequantize_code.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
     model.operatorCodes.append(dequantize_code)
     (graph,) = model.subgraphs
@@ -119,14 +120,14 @@ def with_half_constants(flatbuffer: bytes) -> bytes:
     for index, tensor in enumerate(list(graph.tensors)):
         buffer = model.buffers[tensor.buffer]
         if tensor.type != schema.TensorType.FLOAT32 or buffer.data is None:
-            continue
+            continue  # no data: a computed tensor
         if tensor.buffer not in half_buffers:  # tensors may share a buffer
-            values = np.asarray(buffer.data, np.uint8).view(np.float32)
-            with np.errstate(over="ignore"):
-                half_values = values.astype(np.float16)
-            if len(values) < MIN_HALF_SIZE or not np.array_equal(half_values, values):
+            numbers = np.asarray(buffer.data, np.uint8).view(np.float32)
+            with np.errstate(over="ignore"):  # infinity equals no constant: it stays
+                halves = numbers.astype(np.float16)
+            if len(numbers) < MIN_HALF_SIZE or not np.array_equal(halves, numbers):
                 continue
-            buffer.data = half_values.view(np.uint8)
+            buffer.data = halves.view(np.uint8)
             half_buffers.add(tensor.buffer)
         half_tensor = schema.TensorT()
         half_tensor.shape = tensor.shape
@@ -135,7 +136,7 @@ def with_half_constants(flatbuffer: bytes) -> bytes:
         half_tensor.buffer = tensor.buffer
         tensor.buffer = 0  # the empty buffer, of computed tensors
         operator = schema.OperatorT()
-        operator.opcodeIndex = len(model.operatorCodes) - 1
+        operator.opcodeIndex = len(model.operatorCodes) - 1  # dequantize_code
         operator.inputs = [len(graph.tensors)]
         operator.outputs = [index]
         graph.tensors.append(half_tensor)
@@ -143,7 +144,7 @@ def with_half_constants(flatbuffer: bytes) -> bytes:
     # Operators run in this order.
     graph.operators = dequantizing_operators + graph.operators
     builder = flatbuffers.Builder(len(flatbuffer))
-    builder.Finish(model.Pack(builder), b"TFL3")
+    builder.Finish(model.Pack(builder), b"TFL3")  # the mark of a .tflite file
     return bytes(builder.Output())
 
 

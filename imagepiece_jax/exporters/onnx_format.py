@@ -5,7 +5,7 @@ import hashlib
 import pathlib
 import tempfile
 import types
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -66,9 +66,9 @@ def build_graph(interface: ProgramInterface) -> "ModelProto":
     graph = onnx_graph.Graph(images)
     # Weights are named first: initializers have the parameters' names ("head.bias").
     weights = []
-    for path, param in jax.tree_util.tree_leaves_with_path(variables["params"]):
+    for param_path, param in jax.tree_util.tree_leaves_with_path(variables["params"]):
         weights.append(onnx_graph.Value.constant(param))
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        name = jax.tree_util.keystr(param_path, simple=True, separator=".")
         graph.name_value(weights[-1], name)
     output_values = add_equations(graph, jaxpr, [*weights, images])
     output_of_name = {}
@@ -125,12 +125,12 @@ def quantize_graph(
 
     path = program.path
     model = onnx.load(path)
-    batches = program.prepared_batches(pixels, 1)
+    batches = program.prepared_batches(pixels, 1)  # 1: an image at a time
     input_name = program.facts["input"]["name"]
     inputs_of_calls = ({input_name: images} for images in batches)
     # The reader's one method; None: no more images.
-    batch_reader = types.SimpleNamespace(get_next=lambda: next(inputs_of_calls, None))
-    data_reader = cast(quantization.CalibrationDataReader, batch_reader)
+    get_next = functools.partial(next, inputs_of_calls, None)
+    data_reader: Any = types.SimpleNamespace(get_next=get_next)
     add_pre_process_metadata(model)  # all shapes are known: nothing to preprocess
     with tempfile.TemporaryDirectory() as folder:
         int8_file = pathlib.Path(folder, "int8.onnx")
@@ -160,7 +160,7 @@ def list_weight_products(graph: "GraphProto") -> list[str]:
     weight_names = {tensor.name for tensor in graph.initializer}
     live_names = {output.name for output in graph.output}
     product_names = []
-    for node in reversed(graph.node):
+    for node in reversed(graph.node):  # its readers come after it
         output_names = node.output
         if node.op_type == "TopK":
             output_names = node.output[:1]  # the values; the indices are a decision

@@ -118,15 +118,19 @@ class Graph:
             floats = add_floats(shapes, np.float32, **attributes)
             return [self.cast(value, bool) for value in floats]
         input_names = tuple(map(self.name_value, operands))
+        # Attributes as text: lists have no hash.
         node_key = (kind, input_names, *sorted(map(str, attributes.items())))
         if node_key in self._known_outputs:
             return self._known_outputs[node_key]
-        names = [self._new_name(kind) for _ in shapes]
-        node = helper.make_node(kind, input_names, names, names[0], **attributes)
+        output_names = [self._new_name(kind) for _ in shapes]
+        first_name = output_names[0]  # also the node's name
+        node = helper.make_node(
+            kind, input_names, output_names, first_name, **attributes
+        )
         self.nodes.append(node)
-        self._node_of_value[names[0]] = (kind, operands, attributes)
+        self._node_of_value[first_name] = (kind, operands, attributes)
         output_values = []
-        for shape, name in zip(shapes, names, strict=True):
+        for shape, name in zip(shapes, output_names, strict=True):
             output_values.append(Value(tuple(shape), stored_dtype(dtype), name))
         self._known_outputs[node_key] = output_values
         return output_values
@@ -139,11 +143,12 @@ class Graph:
         if value.array is None:
             return value.name
         array = value.array
-        key = (array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest())
-        if key not in self.constants:
+        digest = hashlib.sha256(array.tobytes()).digest()
+        array_key = (array.dtype.str, array.shape, digest)
+        if array_key not in self.constants:
             name = name or self._new_name("constant")
-            self.constants[key] = (name, array)
-        return self.constants[key][0]
+            self.constants[array_key] = (name, array)
+        return self.constants[array_key][0]
 
     def make_model(self, outputs: Mapping[str, Value]) -> "ModelProto":
         """Make the ONNX model of {name: output}, with the nodes the outputs need.
@@ -166,7 +171,9 @@ class Graph:
         def value_info(name, value):
             element_type = helper.np_dtype_to_tensor_dtype(value.dtype)
             # An open side is stored as text, such as "batch".
-            sides = [str(s) if is_open_side(s) else int(s) for s in value.shape]
+            sides: list[int | str] = []
+            for side in value.shape:
+                sides.append(str(side) if is_open_side(side) else int(side))
             return helper.make_tensor_value_info(name, element_type, sides)
 
         initializers = []
@@ -215,14 +222,15 @@ class Graph:
 
     def transpose(self, value: Value, order: Sequence[int]) -> Value:
         """Transpose a Value. Two transposes in a row become one."""
-        value, source_order = self.source_and_order(value)
-        order = tuple(source_order[axis] for axis in order)
-        if order == tuple(range(value.ndim)):
-            return value
-        if value.array is not None:
-            return Value.constant(value.array.transpose(order))
-        shape = tuple(value.shape[axis] for axis in order)
-        return self.add_node("Transpose", [value], shape, value.dtype, perm=order)
+        source, source_order = self.source_and_order(value)
+        joint_order = tuple(source_order[axis] for axis in order)
+        if joint_order == tuple(range(source.ndim)):
+            return source
+        if source.array is not None:
+            return Value.constant(source.array.transpose(joint_order))
+        shape = tuple(source.shape[axis] for axis in joint_order)
+        options = {"perm": joint_order}
+        return self.add_node("Transpose", [source], shape, source.dtype, **options)
 
     def source_and_order(self, value: Value) -> tuple[Value, Sequence[int]]:
         """(source, axis order) of a transposed Value.
@@ -257,7 +265,7 @@ class Graph:
         kind, operands, _ = self._node_of_value[value.name]
         if kind == "Slice":
             source, starts, _, axes, strides = operands
-            if (axes.array, strides.array) == (axis, 1):
+            if (axes.array, strides.array) == (axis, 1):  # arrays of one number
                 return source, np.asarray(starts.array).item()
         return value, 0
 
@@ -268,12 +276,13 @@ class Graph:
             return value
         if value.array is not None and not any(map(is_open_side, shape)):
             return Value.constant(np.broadcast_to(value.array, shape))
-        own_sides = [1] * (len(shape) - value.ndim) + [*value.shape]
+        # Sides are added in front, as in NumPy.
+        value_sides = [1] * (len(shape) - value.ndim) + [*value.shape]
         opened_sides = []
-        for own_side, side in zip(own_sides, shape, strict=True):
-            opened_sides.append(side if is_open_side(side) else own_side)
-        if opened_sides != own_sides:
-            numbers = self.as_number(self.reshape(value, own_sides))
+        for value_side, side in zip(value_sides, shape, strict=True):
+            opened_sides.append(side if is_open_side(side) else value_side)
+        if opened_sides != value_sides:
+            numbers = self.as_number(self.reshape(value, value_sides))
             zeros = self._open_zeros(opened_sides, numbers.dtype)
             sums = self.add_node("Add", [numbers, zeros], opened_sides, zeros.dtype)
             value = self.cast(sums, value.dtype)
@@ -293,7 +302,7 @@ class Graph:
         rows_per_image = int(open_side // batch)
         slice_ends = [1] * (self.images.ndim - 1)
         other_axes = [*range(1, self.images.ndim)]
-        corner_shape = (batch, *slice_ends)
+        corner_shape = (batch, *slice_ends)  # [batch, 1, 1, 1]: a number an image
         slice_operands = [self.images, [0] * len(other_axes), slice_ends, other_axes]
         corner = self.add_node("Slice", slice_operands, corner_shape, self.images.dtype)
         zeros = self.add_elementwise("Mul", self.cast(corner, dtype), 0)
@@ -456,5 +465,5 @@ def _transposed_constant(constant, order):
     array = constant.array
     if array is None or array.ndim == 0:
         return constant
-    sides = (1,) * (len(order) - array.ndim) + array.shape
+    sides = (1,) * (len(order) - array.ndim) + array.shape  # as broadcasting adds them
     return Value.constant(array.reshape(sides).transpose(order))

@@ -31,8 +31,8 @@ def add_attention_map(graph, query, key, key_bias=None, mask=None):
         return None
     # The few queries are scaled, not all products.
     query = graph.add_elementwise("Mul", query, query.shape[-1] ** -0.5)
-    query = graph.transpose(query, (0, 2, 1, 3))
-    key = graph.transpose(key, (0, 2, 3, 1))
+    query = graph.transpose(query, (0, 2, 1, 3))  # [B, H, Q, head_dim]
+    key = graph.transpose(key, (0, 2, 3, 1))  # [B, H, head_dim, N]
     shape = (*query.shape[:3], key.shape[3])
     logits = graph.add_node("MatMul", [query, key], shape, query.dtype)
     logits = graph.cast(logits, np.float32)

@@ -25,6 +25,7 @@ Translation = Callable[..., Value | Values]
 def add_equations(graph: Graph, jaxpr: ClosedJaxpr | Jaxpr, inputs: Values) -> Values:
     """Add an open or closed jaxpr's needed equations; return its outputs' Values."""
     open_jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    # An open jaxpr has no constants of its own.
     constants = map(Value.constant, getattr(jaxpr, "consts", ()))
     value_of_atom = dict(zip(open_jaxpr.constvars, constants, strict=True))
     value_of_atom.update(zip(open_jaxpr.invars, inputs, strict=True))
@@ -49,9 +50,9 @@ def _find_values(value_of_atom, atoms):
 
 def _add_equation(graph, equation, operands):
     """Add one equation's nodes, or its constants; return its outputs' Values."""
-    name = equation.primitive.name
+    primitive_name = equation.primitive.name
     params = equation.params
-    if name == nodes.COMPOSITE_PRIMITIVE:
+    if primitive_name == nodes.COMPOSITE_PRIMITIVE:
         operands = _broadcast_operands(graph, equation, operands)
         function_name, args, options = nodes.read_marked_call(equation, operands)
         results = getattr(onnx_kernels, f"add_{function_name}")(graph, *args, **options)
@@ -60,16 +61,16 @@ def _add_equation(graph, equation, operands):
             jaxpr = params.get("call_jaxpr") or params["jaxpr"]
             return add_equations(graph, jaxpr, operands)
         return _as_list(results)
-    if name in CALL_PRIMITIVES:
-        return add_equations(graph, params[CALL_PRIMITIVES[name]], operands)
+    if primitive_name in CALL_PRIMITIVES:
+        return add_equations(graph, params[CALL_PRIMITIVES[primitive_name]], operands)
     atom_shapes = _atom_shapes([*equation.invars, *equation.outvars])
     is_fixed = not any(map(is_open_side, itertools.chain(*atom_shapes)))
-    is_fixed &= name != "dim_as_value"  # the open batch, as a number
+    is_fixed &= primitive_name != "dim_as_value"  # the open batch, as a number
     if is_fixed and all(operand.array is not None for operand in operands):
         return _fold_equation(graph, equation, operands)
-    if name not in PRIMITIVE_TRANSLATIONS:
-        raise no_operator_error(name)
-    return _as_list(PRIMITIVE_TRANSLATIONS[name](graph, equation, *operands))
+    if primitive_name not in PRIMITIVE_TRANSLATIONS:
+        raise no_operator_error(primitive_name)
+    return _as_list(PRIMITIVE_TRANSLATIONS[primitive_name](graph, equation, *operands))
 
 
 def _fold_equation(graph, equation, operands):
@@ -85,8 +86,8 @@ def _fold_equation(graph, equation, operands):
         results = NUMPY_PRIMITIVES[name](*arrays)
     else:
         with jax.ensure_compile_time_eval():
-            arrays = map(jax.numpy.asarray, arrays)
-            results = equation.primitive.bind(*arrays, **equation.params)
+            jax_arrays = map(jax.numpy.asarray, arrays)
+            results = equation.primitive.bind(*jax_arrays, **equation.params)
     return [Value.constant(np.asarray(result)) for result in _as_list(results)]
 
 
@@ -133,13 +134,14 @@ def translates_primitive(*names: str, expand: bool = False) -> Callable:
     expand: broadcast its operands first
     """
 
-    def enter(fn):
+    def enter(add_nodes):
         def translate_expanded(graph, equation, *values):
-            return fn(graph, equation, *_broadcast_operands(graph, equation, values))
+            operands = _broadcast_operands(graph, equation, values)
+            return add_nodes(graph, equation, *operands)
 
-        translation = translate_expanded if expand else fn
+        translation = translate_expanded if expand else add_nodes
         PRIMITIVE_TRANSLATIONS.update(dict.fromkeys(names, translation))
-        return fn
+        return add_nodes
 
     return enter
 
@@ -173,15 +175,15 @@ NUMPY_PRIMITIVES = {
 def _add_operator(graph, equation, *values):
     """Add an operator. For booleans, max is `or`, and min is `and`."""
     name = equation.primitive.name
-    kind = equation.invars[0].aval.dtype.kind
-    if kind == "b":
+    dtype_kind = equation.invars[0].aval.dtype.kind
+    if dtype_kind == "b":
         name = {"max": "or", "min": "and"}.get(name, name)
     elif name in ("and", "not", "or"):
         raise no_operator_error(f"{name} of integers")
     if name == "or":  # WebGPU has no Or
         negations = [graph.add_elementwise("Not", value) for value in values]
         return graph.add_elementwise("Not", graph.add_elementwise("And", *negations))
-    if name == "div" and kind in "iu":
+    if name == "div" and dtype_kind in "iu":
         return _whole_quotient(graph, *values)
     return graph.add_elementwise(SIMPLE_OPERATORS[name], *values)
 
@@ -270,6 +272,7 @@ def _pass_operands(graph, equation, *values):
 def _add_broadcast(graph, equation, value, *_):
     sides = [1] * len(equation.params["shape"])
     axes = equation.params["broadcast_dimensions"]
+    # From the last axis on: a Value may lack sides of 1 in front.
     for axis, side in zip(axes[::-1], value.shape[::-1], strict=False):
         sides[axis] = side
     # Operators broadcast to the left, so an axis in front needs no node.
@@ -317,7 +320,8 @@ def _add_padding(graph, equation, value, fill):
         raise no_operator_error("padding between or negative")
     if not any(low + high):
         return value
-    return graph.add_node("Pad", [value, low + high, fill], shape, value.dtype)
+    bounds = low + high  # all starts, then all ends
+    return graph.add_node("Pad", [value, bounds, fill], shape, value.dtype)
 
 
 @translates_primitive("iota")
@@ -363,38 +367,39 @@ def _add_reversal(graph, equation, value):
 
 
 @translates_primitive("gather")
-def _add_gather(graph, equation, value, index):
+def _add_gather(graph, equation, value, index_value):
     """Gather by constant indices: a block of the array, or rows of one axis."""
     value = graph.expand(value, equation.invars[0].aval.shape)
     params = equation.params
-    out = equation.outvars[0].aval
+    out_shape = equation.outvars[0].aval.shape
     dimensions = params["dimension_numbers"]
     slice_sizes = params["slice_sizes"]
-    axes = dimensions.start_index_map
-    if index.array is None or dimensions.operand_batching_dims:
+    indexed_axes = dimensions.start_index_map
+    if index_value.array is None or dimensions.operand_batching_dims:
         raise no_operator_error("a gather by computed indices")
-    indices = np.asarray(index.array, np.int64)
+    indices = np.asarray(index_value.array, np.int64)
+    # [.., indexed axes], or [indexed axes] for a block
     indices = np.broadcast_to(indices, equation.invars[1].aval.shape)
-    last_starts = [value.shape[axis] - slice_sizes[axis] for axis in axes]
+    last_starts = [value.shape[axis] - slice_sizes[axis] for axis in indexed_axes]
     has_open_side = any(map(is_open_side, last_starts))
     if has_open_side or (indices < 0).any() or (indices > last_starts).any():
         raise no_operator_error("a gather beyond its array")
     if indices.ndim == 1:  # a block
-        starts = dict(zip(axes, map(int, indices), strict=True))
+        starts = dict(zip(indexed_axes, map(int, indices), strict=True))
         for axis, size in enumerate(slice_sizes):
             start = starts.get(axis, 0)
             value = graph.slice(value, axis, start, start + size)
-        return graph.reshape(value, out.shape)
+        return graph.reshape(value, out_shape)
     # Rows along neighboring axes: ONNX's Gather has a single axis, so they become one.
-    first_axis = axes[0]
-    end_axis = axes[-1] + 1
+    first_axis = indexed_axes[0]
+    end_axis = indexed_axes[-1] + 1
     row_axes = tuple(range(first_axis, end_axis))
     row_shape = list(value.shape)
     row_shape[first_axis:end_axis] = [1] * (end_axis - first_axis)
     end_in_output = first_axis + indices.ndim - 1
-    other_axes = (*range(first_axis), *range(end_in_output, out.ndim))
+    other_axes = (*range(first_axis), *range(end_in_output, len(out_shape)))
     takes_whole_rows = (
-        tuple(axes) == row_axes
+        tuple(indexed_axes) == row_axes
         and tuple(dimensions.collapsed_slice_dims) == row_axes
         and list(slice_sizes) == row_shape
         and tuple(dimensions.offset_dims) == other_axes
@@ -412,7 +417,7 @@ def _add_gather(graph, equation, value, index):
     source, start = graph.source_and_start(rows, first_axis)
     operands = [source, row_numbers + start]
     options = {"axis": int(first_axis)}
-    return graph.add_node("Gather", operands, out.shape, source.dtype, **options)
+    return graph.add_node("Gather", operands, out_shape, source.dtype, **options)
 
 
 # Sums and products
@@ -441,6 +446,7 @@ def _add_dot_general(graph, equation, left, right):
     free_right = _remaining_axes(right, inner_right, batch_right)
     left = graph.transpose(left, (*batch_left, *free_left, *inner_left))
     right = graph.transpose(right, (*batch_right, *inner_right, *free_right))
+    # [.., inner] and [inner, columns] fit MatMul as they are.
     if batch_left or len(free_right) != 1 or len(inner_left) != 1:
         batch_ndim = len(batch_left)
         batch_sides = left.shape[:batch_ndim]
@@ -479,7 +485,8 @@ def _add_conv(graph, equation, value, kernel):
     }
     shape = [out.shape[axis] for axis in dimensions.out_spec]
     convolution = graph.add_node("Conv", [value, kernel], shape, out.dtype, **options)
-    return graph.transpose(convolution, np.argsort(dimensions.out_spec).tolist())
+    out_order = np.argsort(dimensions.out_spec)  # the inverse of out_spec
+    return graph.transpose(convolution, out_order.tolist())
 
 
 # Loops

@@ -81,6 +81,7 @@ def collect_facts(interface: ProgramInterface) -> dict[str, Any]:
         normalization = {"pixels": pixels_text, "mean": config.mean, "std": config.std}
     preprocessing = pretrained.preprocessing.as_json
     if pretrained.preprocessing.resizes:
+        # (height, width), for readers who do not have our rules
         preprocessing["resized"] = list(pretrained.preprocessing.resized_size)
     gives_classes = "logits" in interface.output_names and config.head.is_classifier
     return {

@@ -53,11 +53,13 @@ class ProgramInterface:
     @property
     def input_spec(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of the program's images."""
-        batch: Any = self.batch_size
-        if batch is None:
-            (batch,) = jax.export.symbolic_shape("batch")  # an open side
+        batch_size: Any = self.batch_size
+        if batch_size is None:
+            (batch_size,) = jax.export.symbolic_shape("batch")  # an open side
         sides = image_sides(self.pretrained.image_size)
-        shape = (batch, 3, *sides) if self.channels_first else (batch, *sides, 3)
+        shape = (batch_size, *sides, 3)
+        if self.channels_first:
+            shape = (batch_size, 3, *sides)
         dtype = "uint8" if self.takes_pixels else "float32"
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
@@ -100,11 +102,11 @@ class TowerInterface(ProgramInterface):
 
         def compute_arrays(variables, images):
             if self.channels_first:
-                images = images.transpose(0, 2, 3, 1)
+                images = images.transpose(0, 2, 3, 1)  # [batch, H, W, 3]
             normalized_images = model.config.as_normalized(images)
             outputs = model.apply(variables, normalized_images)
-            tokens = outputs.state.x
-            if not model.config.arch.pre_norm:  # CLIP has pre_norm
+            tokens = outputs.state.x  # [batch, tokens, D]
+            if not model.config.arch.pre_norm:  # CLIP's tokens stay without the norm
                 tokens = final_norm(model, variables)(tokens)
             vector = outputs.logits  # without a head, the pooled vector
             vector_length = jnp.sqrt(jnp.sum(vector**2, axis=-1, keepdims=True))

@@ -32,18 +32,18 @@ def expected_facts(interface: ProgramInterface, dtype: str) -> dict:
     pixels = _read_photograph(pretrained.preprocessing)
     images = normalize(pixels, pretrained.config.mean, pretrained.config.std)
     if interface.channels_first:
-        images = images.transpose(0, 3, 1, 2)
+        images = images.transpose(0, 3, 1, 2)  # [1, 3, H, W]
     # A single image: compiling takes longer than computing, so it is not optimized.
     options = {"xla_backend_optimization_level": 0}
     forward = jax.jit(interface.make_forward_function(model), compiler_options=options)
     with announced_work("computing the self-test's values"):
         first_output, *_ = jax.device_get(forward(variables, images))
-    values = first_output.ravel()[:NUM_VALUES]
+    first_values = first_output.ravel()[:NUM_VALUES]
     return {
         "photograph": PHOTOGRAPH,
         "output": interface.output_names[0],
-        "first_values": values.tolist(),
-        "tolerance": TOLERANCES[dtype] * float(np.abs(values).max()),
+        "first_values": first_values.tolist(),
+        "tolerance": TOLERANCES[dtype] * float(np.abs(first_values).max()),
     }
 
 
@@ -53,9 +53,9 @@ def find_difference(program: ExportedProgram) -> tuple[float, float]:
     if test_facts is None:
         raise InputError(f"{program.origin.title} has no self-test; export it again")
     pixels = _read_photograph(program.config.preprocessing)
-    expected = np.asarray(test_facts["first_values"])
-    values = program(pixels, test_facts["output"]).ravel()[: len(expected)]
-    return float(np.abs(values - expected).max()), test_facts["tolerance"]
+    expected_values = np.asarray(test_facts["first_values"])
+    values = program(pixels, test_facts["output"]).ravel()[: len(expected_values)]
+    return float(np.abs(values - expected_values).max()), test_facts["tolerance"]
 
 
 def _read_photograph(preprocessing):

@@ -84,9 +84,9 @@ def make_interface(
     is_cropped = preprocessing.resizes and preprocessing.resized_size != (height, width)
     is_cropped &= preprocessing.crop_mode not in program_layout.crops
     refuses_pixels = takes_pixels and not program_layout.takes_pixels
-    classes = f"{head.num_classes} classes ({head.problem_type})"
+    classes_text = f"{head.num_classes} classes ({head.problem_type})"
     way_out = "num_classes=0 (--num-classes 0) removes them"
-    head_problem = f"layout {layout} does not take {classes}; {way_out}"
+    head_problem = f"layout {layout} does not take {classes_text}; {way_out}"
     side_problem = f"image_size is {height, width}; layouts need square images"
     refuse_any(
         (head.is_classifier and not takes_head, head_problem),
@@ -112,23 +112,23 @@ def check_layout_folder(
 
     It may get further dtypes of its model, which has the same files beside the graphs.
     """
-    exports = []
+    exported_graphs = []
     for dtype in DTYPE_SUFFIXES:
         graph_file = find_graph_file(folder, layout, pretrained, dtype)
         if read_facts(graph_file).get("layout") == layout:
-            exports.append(graph_file)
-    if {*exports} - {new_file}:
-        for name, make_fields in PROGRAM_LAYOUTS[layout].files.items():
-            file = folder / name
+            exported_graphs.append(graph_file)
+    if {*exported_graphs} - {new_file}:
+        for path, make_fields in PROGRAM_LAYOUTS[layout].files.items():
+            file = folder / path
             # As JSON: a tuple is a list there, and a number as a key is text.
             fields = json.loads(json.dumps(make_fields(pretrained)))
             if file.exists() and read_json(file) != fields:
-                raise InputError(f"{folder} has another model, with another {name}")
+                raise InputError(f"{folder} has another model, with another {path}")
 
     def is_ours(file):
         # Ctrl-C may have left the graph's folder, which may lie in `folder`, empty.
         is_graph_folder = file == new_file.parent and file.is_dir()
-        return bool(exports) or (is_graph_folder and not any(file.iterdir()))
+        return bool(exported_graphs) or (is_graph_folder and not any(file.iterdir()))
 
     check_own_files("out", folder, f"an export for {layout}", is_ours)
 
@@ -168,7 +168,7 @@ def processor_fields(pretrained: Pretrained) -> dict:
     preprocessing = pretrained.preprocessing
     height, width = preprocessing.shape
     resized_height, resized_width = preprocessing.resized_size
-    resized_size = {"shortest_edge": resized_height}
+    resized_size = {"shortest_edge": resized_height}  # images are square here
     if preprocessing.crop_mode == "squash":
         # A height and a width squash the image.
         resized_size = {"height": resized_height, "width": resized_width}
@@ -206,6 +206,7 @@ def config_fields(pretrained: Pretrained) -> dict:
                 fields.pop(field, None)
         for section in (fields, fields.get("vision_config", {})):
             if "image_size" in section:
+                # A side: layouts take square images.
                 section["image_size"] = min(pretrained.preprocessing.shape)
     else:
         fields = {
@@ -223,11 +224,11 @@ def config_fields(pretrained: Pretrained) -> dict:
             fields["model_type"] = "siglip_vision_model"
     if is_classifier:
         architectures = fields.get("architectures") or [""]
-        if not architectures[0].endswith(CLASSIFIER_ENDING):
+        if not architectures[0].endswith(CLASSIFIER_ENDING):  # such as "ViTModel"
             fields["architectures"] = [f"ViT{CLASSIFIER_ENDING}"]
         fields["problem_type"] = config.problem_type
-        names = pretrained.class_names or [None] * config.num_classes
-        labels = [name or f"LABEL_{index}" for index, name in enumerate(names)]
+        class_names = pretrained.class_names or [None] * config.num_classes
+        labels = [name or f"LABEL_{index}" for index, name in enumerate(class_names)]
         fields["id2label"] = dict(enumerate(labels))
         fields["label2id"] = {label: index for index, label in enumerate(labels)}
     return fields

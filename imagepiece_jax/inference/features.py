@@ -140,14 +140,14 @@ def make_features_function(
         steps_so_far = np.cumsum([bool(planned.counts) for planned in model.plan])
 
         @functools.cache  # the last block may be among `blocks`, too
-        def layer_features(block_index, block_norm):
+        def layer_features(block_index, given_norm):
             patch_path = patch_paths[steps_so_far[block_index]]
-            layer = _patch_features(outputs.states[block_index], patch_path, block_norm)
+            layer = _patch_features(outputs.states[block_index], patch_path, given_norm)
             return _as_maps(layer, model.config.grid)
 
         final_layer = layer_features(model.depth - 1, last_norm)
-        layer_norm = last_norm if norm else None
-        layers = tuple(layer_features(index, layer_norm) for index in blocks)
+        requested_norm = last_norm if norm else None
+        layers = tuple(layer_features(index, requested_norm) for index in blocks)
         return Features(outputs.pooled, *final_layer, layers)
 
     return extract

@@ -87,7 +87,7 @@ class Program:
         """
         spec = self.input_spec
         if images.shape != spec.shape or images.dtype != spec.dtype:
-            sides = spec.shape[1:3]
+            sides = spec.shape[1:3]  # height, width
             takes_floats = spec.dtype != jnp.uint8
             normalize.check_images(images, sides, takes_floats, takes_pixels=True)
         num_images = images.shape[0]
@@ -336,6 +336,7 @@ def fold_and_cast(
         stays_float32 = part in model.execution.float32_parts
         stays_float32 |= any(entry.key.startswith(FLOAT32_PREFIXES) for entry in path)
         param_dtype = jnp.float32 if stays_float32 else model.execution.dtype
+        # JAX's transfer guard refuses the implicit copy that asarray would make.
         return jnp.asarray(jax.device_put(param), param_dtype)
 
     params = jax.tree_util.tree_map_with_path(cast_param, params)

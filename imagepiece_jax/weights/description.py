@@ -185,22 +185,23 @@ def _parse_own_record(config_fields):
     config = _read_record(ViTConfig, config_record)
     trained_size = record.get("trained_size")
     # `save` writes both parts for one model, so somebody has edited one part.
-    own_values = {"mean": config.mean, "std": config.std}
+    value_of_field = {"mean": config.mean, "std": config.std}
     # timm's input_size is (channels, height, width).
-    own_values["input_size"] = (3, *image_sides(trained_size or config.image_size))
+    value_of_field["input_size"] = (3, *image_sides(trained_size or config.image_size))
     pretrained_cfg = config_fields.get("pretrained_cfg", {})
-    for field, own_value in own_values.items():
-        timm_value = pretrained_cfg.get(field, own_value)
-        if timm_value != own_value:
-            contradiction = f"but {folder_files.OWN_KEY}.config says {own_value}"
+    for field, config_value in value_of_field.items():
+        timm_value = pretrained_cfg.get(field, config_value)
+        if timm_value != config_value:
+            contradiction = f"but {folder_files.OWN_KEY}.config says {config_value}"
             raise InputError(f"pretrained_cfg.{field} is {timm_value}, {contradiction}")
     class_names = record.get("class_names")
     if class_names is not None:
         class_names = checked_names(class_names, config.num_classes)
     recovery = None
     if "recovery" in record:
-        records = record["recovery"]["variants"]
-        variants = [_read_record(RecoveredVariant, fields) for fields in records]
+        variants = []
+        for variant_record in record["recovery"]["variants"]:
+            variants.append(_read_record(RecoveredVariant, variant_record))
         recovery = Recovery(tuple(variants))
     return Description(
         config,

@@ -102,7 +102,7 @@ def list_input_files(*inputs: str | os.PathLike) -> list[pathlib.Path]:
     for path_or_name in inputs:
         path_text = os.fspath(path_or_name)
         if registry.find_form(path_text).endswith(":FILE"):
-            path_text = path_text.partition(":")[2]
+            _, _, path_text = path_text.partition(":")  # without "csv:"
         path = pathlib.Path(path_text).expanduser()
         files += [path, path.with_name(f"{path.name}.json")]  # it describes an .onnx
         files += [path / name for name in (CLASS_NAMES_FILE, *LOG_FILES, *FACT_FILES)]

@@ -82,9 +82,9 @@ def load(
     description = describe_weights(location, config)
     tensors, description = read_tensors(location, description)
     vit_config = _change_config(description, image_size, crop, num_classes)
-    fresh_parts: tuple[str, ...] = ()
+    parts_to_draw: tuple[str, ...] = ()
     if vit_config.num_classes != description.config.num_classes:
-        fresh_parts = HEAD_PARTS
+        parts_to_draw = HEAD_PARTS
     elif class_names is None:
         class_names = description.class_names
     is_trained_reduction = reduction == TRAINED_REDUCTION
@@ -108,7 +108,7 @@ def load(
     make_variables = timm_tensors.make_own_variables
     if seed is not None:
         model_tensors = dense_tensors | learned_selectors
-        fresh_parts += timm_tensors.list_missing_selectors(model, model_tensors)
+        parts_to_draw += timm_tensors.list_missing_selectors(model, model_tensors)
     elif is_trained_reduction and description.digest is None:
         # Only a saved folder holds selectors for several reductions: in other files
         # a foreign one is an error.
@@ -118,8 +118,9 @@ def load(
     if image_sides(vit_config.image_size) != image_sides(trained_size):
         trained_positions = tensors.get("pos_embed")
         model_tensors = fit_positions(model_tensors, vit_config, trained_size)
+    # 0: a new head is drawn without a seed, too.
     variables, drawn_parts = make_variables(
-        model, model_tensors, location.origin.title, fresh_parts, seed or 0
+        model, model_tensors, location.origin.title, parts_to_draw, seed or 0
     )
     params = variables["params"]
     untrained_parts = {*drawn_parts}
@@ -141,7 +142,8 @@ def load(
         model,
         variables,
         class_names=class_names,
-        recovery=recovery and recovery.without_parts({*fresh_parts, *untrained_parts}),
+        recovery=recovery
+        and recovery.without_parts({*parts_to_draw, *untrained_parts}),
         origin=origin.with_untrained(params, sorted(untrained_parts)),
         selectors=learned_selectors,
     )
@@ -190,8 +192,8 @@ def read_tensors(
         tensors = _read_run_tensors(location)
     else:
         weights = location.find_weights()
-        key = location.origin.checkpoint
-        tensors = naming.read_timm_tensors(weights, key, description.config)
+        model_key = location.origin.checkpoint
+        tensors = naming.read_timm_tensors(weights, model_key, description.config)
         learned_tensors = {
             name: read_state_dict(location.path / name)
             for name in folder_files.LEARNED_FILES
@@ -233,6 +235,7 @@ def _read_run_tensors(location):
 
     folder = run_folder / folder_files.CHECKPOINTS_FOLDER / str(origin.checkpoint)
     state, _, _ = checkpoints.read_newest_step(folder, choose_variables)
+    # Averages have a key of their own; other variables are the state itself.
     return timm_tensors.to_timm(state.get(AVERAGES_KEY, state))
 
 
@@ -245,7 +248,7 @@ def _correct_description(description, tensors, title):
     """
     config = description.config
     # np.zeros(()), without axes, stands for a tensor that the weights lack.
-    head_weight = tensors.get("head.weight", np.zeros(()))
+    head_weight = tensors.get("head.weight", np.zeros(()))  # [classes, D]
     num_classes = len(head_weight) if head_weight.ndim else 0
     if num_classes and description.has_file_config:
         config = dataclasses.replace(config, **description.head_fields)
@@ -263,13 +266,13 @@ def _correct_description(description, tensors, title):
         register_fields = {"dist_token": False, "registers": 1}
         changes["arch"] = dataclasses.replace(config.arch, **register_fields)
     # timm's mlp_ratio counts both halves of a gated MLP; the tensors tell the width.
-    fc2_weight = tensors.get("blocks.0.mlp.fc2.weight", np.zeros(()))
+    fc2_weight = tensors.get("blocks.0.mlp.fc2.weight", np.zeros(()))  # [D, width]
     has_gated_mlp = config.arch.mlp == "swiglu" and fc2_weight.ndim == 2
     if has_gated_mlp and not description.has_file_config:
         changes["mlp_ratio"] = fc2_weight.shape[1] / config.embed_dim
     config = dataclasses.replace(config, **changes)
     trained_size = description.trained_size or config.image_size
-    positions = tensors.get("pos_embed")
+    positions = tensors.get("pos_embed")  # [1, positions, D]
     has_fixed_size = description.has_file_config and description.trained_size is None
     if not has_fixed_size and positions is not None and positions.ndim == 3:
         num_positions = positions.shape[1]

@@ -103,11 +103,11 @@ def fetch_folder(hub_id: str) -> pathlib.Path:
 
     repository, _, revision = hub_id.removeprefix(HUB_SCHEME).partition("@")
 
-    def fetch_files(revision, file_names):
-        folder = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=file_names
+    def fetch_files(branch_or_commit, file_names):
+        cached_folder = huggingface_hub.snapshot_download(
+            repository, revision=branch_or_commit, allow_patterns=file_names
         )
-        return pathlib.Path(folder)
+        return pathlib.Path(cached_folder)
 
     small_files = [*folder_files.FACT_FILES, *folder_files.LEARNED_FILES]
     try:
@@ -147,7 +147,7 @@ def _locate_folder_weights(folder, config_file=None):
         # and these are preferred.
         config_file = folder / folder_files.CONFIG_FILE
         weights_names = _list_weights_files(file_names)
-        has_only_open_clip = all(file.startswith("open_clip") for file in weights_names)
+        has_only_open_clip = all(each.startswith("open_clip") for each in weights_names)
         prefers_open_clip = has_only_open_clip or config_file.name not in file_names
         if folder_files.OPEN_CLIP_FILE in file_names and prefers_open_clip:
             config_file = folder / folder_files.OPEN_CLIP_FILE

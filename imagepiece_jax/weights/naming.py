@@ -68,6 +68,7 @@ class Naming:
         if timm_name is None and is_in_tower and not self.is_strict:
             timm_name = inner_name
         if not timm_name:
+            # [:-1]: without the dot
             place = f" outside the tower {prefix[:-1]}" if prefix else ""
             raise InputError(f"tensor {name} is not part of {self.library}{place}")
         return name_start + timm_name
@@ -328,7 +329,7 @@ def _rename_tensors(state_dict, timm_names):
         block_tensors = {timm_names[name]: tensor}
         _, is_scanned, leaf = timm_names[name].partition(SCANNED_BLOCKS)
         if is_scanned:
-            block_names = [f"blocks.{block}.{leaf}" for block in range(len(tensor))]
+            block_names = [f"blocks.{index}.{leaf}" for index in range(len(tensor))]
             block_tensors = dict(zip(block_names, tensor, strict=True))
         for timm_name in block_tensors:
             if timm_name in source_names:
@@ -367,7 +368,8 @@ def pack_for_timm(
             packed_name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
         name_start, qkv_ending, _ = packed_name.partition("qkv.weight")
         if qkv_ending and keeps_qkv_apart:
-            for letter, third in zip("qkv", np.split(tensor, 3), strict=True):
+            thirds = np.split(tensor, 3)  # of the outputs, the first axis
+            for letter, third in zip("qkv", thirds, strict=True):
                 packed_tensors[f"{name_start}{letter}_proj.weight"] = third
             continue
         if keeps_qkv_apart:
@@ -388,9 +390,9 @@ def _strip_wrapper_parts(tensor_names):
     """Map names to dotted names without the parts that wrappers added."""
     unwrapped_names = {}
     for name in tensor_names:
-        parts = name.replace("/", ".").split(".")
-        own_parts = [part for part in parts if part not in _INSERTED_PARTS]
-        unwrapped_names[name] = ".".join(own_parts)
+        name_parts = name.replace("/", ".").split(".")
+        model_parts = [part for part in name_parts if part not in _INSERTED_PARTS]
+        unwrapped_names[name] = ".".join(model_parts)
     common_start = os.path.commonprefix([*unwrapped_names.values()])
     front_length = len(common_start) - len(re.sub(_FRONT_PATTERN, "", common_start))
     return {name: unwrapped_names[name][front_length:] for name in unwrapped_names}
@@ -424,7 +426,7 @@ def _canonicalize_tensors(tensors):
         elif leaf == "bias":
             # Flax has an extra axis of heads.
             canonical_tensors[name] = tensor.reshape(-1)
-        elif name in TOKEN_ROWS and tensor.ndim != 3:
+        elif name in TOKEN_ROWS and tensor.ndim != 3:  # [N, D], or a single [D]
             canonical_tensors[name] = tensor.reshape(1, -1, tensor.shape[-1])
         elif name != "reg_token" or tensor.size:  # DINOv3's may be empty
             canonical_tensors[name] = tensor
@@ -460,23 +462,24 @@ def _stack_projections(tensors):
     """
     for name in [*tensors]:
         match = re.fullmatch(r"(.*\battn|attn_pool)\.([qkv])\.(weight|bias)", name)
-        # Its own module may have been stacked with another of its projections.
+        # An earlier turn may have stacked it with its module's other projections.
         if not match or name not in tensors:
             continue
-        module, own_letter, leaf = match.groups()
+        module, found_letter, leaf = match.groups()
         letters = "kv" if module == "attn_pool" else "qkv"
-        if own_letter not in letters:
+        if found_letter not in letters:
             continue
         name_by_letter = {letter: f"{module}.{letter}.{leaf}" for letter in letters}
         stack_names = name_by_letter.values()
-        missing_names = [part for part in stack_names if part not in tensors]
+        missing_names = [each for each in stack_names if each not in tensors]
         if missing_names == [f"{module}.k.bias"] and letters == "qkv":
             tensors[f"{module}.q_bias"] = tensors.pop(name_by_letter["q"])
             tensors[f"{module}.v_bias"] = tensors.pop(name_by_letter["v"])
             continue
         if missing_names:
             raise InputError(f"it has {name}, but not {missing_names[0]}")
-        projections = [tensors.pop(part) for part in stack_names]
+        projections = [tensors.pop(stack_name) for stack_name in stack_names]
+        # Joined along the outputs, the first axis.
         tensors[f"{module}.{letters}.{leaf}"] = np.concatenate(projections)
 
 
@@ -489,7 +492,7 @@ def _apply_bias_masks(tensors):
     masked_bias_names = [name for name in tensors if name.endswith(".masked.bias")]
     for name in masked_bias_names:
         module = name.removesuffix(".masked.bias")
-        bias = tensors.pop(name)
+        bias = tensors.pop(name)  # [3 D]: q, k and v
         mask = tensors.pop(f"{module}.masked.bias_mask", np.ones_like(bias))
         bias = np.where(mask == 0, bias.dtype.type(0), bias * mask.astype(bias.dtype))
         biases_by_module[module] = np.split(bias, 3)
@@ -508,14 +511,14 @@ def _split_packed_layers(tensors):
     for leaf in ("weight", "bias"):
         qkv = tensors.pop(f"attn_pool.qkv.{leaf}", None)
         if qkv is not None:
-            q, *kv = np.split(qkv, 3)
+            q, *kv = np.split(qkv, 3)  # of the outputs, the first axis
             tensors[f"attn_pool.q.{leaf}"] = q
             tensors[f"attn_pool.kv.{leaf}"] = np.concatenate(kv)
     for name in [name for name in tensors if name.endswith(".mlp.fc1.weight")]:
         module = name.removesuffix(".fc1.weight")
         has_gate = f"{module}.fc1_g.weight" in tensors
         # A packed first layer has twice the outputs the second layer reads.
-        fc2_weight = tensors.get(f"{module}.fc2.weight", np.zeros(0))
+        fc2_weight = tensors.get(f"{module}.fc2.weight", np.zeros(0))  # [D, width]
         packed_shape = (2 * fc2_weight.shape[-1],) if fc2_weight.ndim == 2 else None
         is_packed = tensors[name].shape[:1] == packed_shape
         if not has_gate and not is_packed:
@@ -539,7 +542,7 @@ def _add_class_position(tensors):
     if not registers.size:
         return
     tensors["reg_token"] = registers
-    positions = tensors.get("pos_embed")
+    positions = tensors.get("pos_embed")  # [1, N, D]
     class_token = tensors.get("cls_token")
     if positions is None or class_token is None:
         return
@@ -560,7 +563,7 @@ def _rename_head_and_token(tensors):
         tensors[token_name] = tensors.pop("distillation_token")
     projection = tensors.pop("projection.weight", None)
     if projection is not None:
-        zeros = np.zeros(len(projection), projection.dtype)
+        zeros = np.zeros(len(projection), projection.dtype)  # weight: [outputs, D]
         tensors["head.weight"] = projection
         tensors["head.bias"] = tensors.pop("projection.bias", zeros)
     if "mean_head.weight" in tensors:

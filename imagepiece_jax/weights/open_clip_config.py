@@ -71,7 +71,8 @@ def _parse_preprocess_cfg(preprocess_cfg, image_size):
     check_choice("preprocess_cfg.resize_mode", resize_mode, CROP_MODE_OF_RESIZE)
     check_choice("preprocess_cfg.interpolation", interpolation, CLIP_INTERPOLATIONS)
     height, width = image_sides(image_size)
-    # OpenCLIP ignores the interpolation for a crop that is not square.
+    # OpenCLIP ignores the interpolation for a crop that is not square. It resizes to
+    # the crop's size, so the crop's share is 1.
     if resize_mode == "shortest" and height != width:
         interpolation = "bicubic"
     return {

@@ -112,13 +112,13 @@ def make_config_fields(pretrained: Pretrained) -> dict[str, Any]:
 def checked_folder(folder: str | os.PathLike) -> pathlib.Path:
     """Return the folder's path after checking that saving destroys no other file."""
     folder = pathlib.Path(os.path.expanduser(folder))
-    own_files = ()
+    replaceable_names = ()
     # A missing or foreign config.json is no error: `check_own_files` decides.
     with contextlib.suppress(InputError, OSError):
         if folder_files.OWN_KEY in files.read_json(folder / folder_files.CONFIG_FILE):
-            own_files = SAVED_FILES
-    is_own = lambda file: file.name in own_files  # noqa: E731
-    files.check_own_files("folder", folder, "a saved model", is_own)
+            replaceable_names = SAVED_FILES
+    is_replaceable = lambda file: file.name in replaceable_names  # noqa: E731
+    files.check_own_files("folder", folder, "a saved model", is_replaceable)
     if folder.exists() and folder.samefile(os.curdir):
         raise InputError(f"folder {folder} is the working directory")
     return folder

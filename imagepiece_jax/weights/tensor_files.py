@@ -106,8 +106,9 @@ def read_weight_map(path: pathlib.Path) -> dict[str, str]:
     """Read the index of .safetensors or .bin in parts: {tensor name: file name}."""
     file_of_tensor = read_json(path)["weight_map"]
     for file_name in file_of_tensor.values():
-        part = pathlib.PurePath(str(file_name))
-        if part.name != file_name or part.suffix not in (".safetensors", ".bin"):
+        path_in_index = pathlib.PurePath(str(file_name))
+        is_part = path_in_index.suffix in (".safetensors", ".bin")
+        if path_in_index.name != file_name or not is_part:
             raise InputError(f"{path} names {file_name!r}, which is no part beside it")
     return file_of_tensor
 
@@ -158,14 +159,15 @@ def select_model_tensors(content: Any, model_key: str | None = None) -> LazyTens
     if model_key not in state_dicts and (model_key is not None or len(state_dicts) > 1):
         allowed_keys = " or ".join(state_dicts) or "None, as the file has one model"
         raise InputError(f"checkpoint is {model_key!r}; it must be {allowed_keys}")
-    if state_dicts:  # else `content` may be a state dict itself
-        content = state_dicts[model_key or next(iter(state_dicts))]
-    if not isinstance(content, dict) or not content:
+    tensors = content  # a state dict itself, if it holds none
+    if state_dicts:
+        tensors = state_dicts[model_key or next(iter(state_dicts))]
+    if not isinstance(tensors, dict) or not tensors:
         raise InputError("it holds no named tensors")
-    for name, value in content.items():
+    for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, LazyTensor):
             raise InputError(f"{name!r} is a {type(value).__name__}, no named tensor")
-    return {name: tensor for name, tensor in content.items() if name != _COUNTER_NAME}
+    return {name: tensor for name, tensor in tensors.items() if name != _COUNTER_NAME}
 
 
 _FILE_OPENERS = {

@@ -137,12 +137,14 @@ def _prefer_public_config(public_name, config, num_classes, arguments):
 
 def _find_class_names(config_fields, num_classes, config):
     """Find a file's label descriptions or names, or those of a public model."""
-    label_names = config_fields.get("label_names") if num_classes != 0 else None
-    if isinstance(label_names, Mapping) and label_names:  # numbers may be missing
-        label_names = [label_names.get(str(label)) for label in range(num_classes)]
+    stored_names = config_fields.get("label_names") if num_classes != 0 else None
+    label_names = stored_names
+    if isinstance(stored_names, Mapping) and stored_names:  # numbers may be missing
+        label_names = [stored_names.get(str(label)) for label in range(num_classes)]
     if label_names:
         descriptions = config_fields.get("label_descriptions") or {}
         long_names = [descriptions.get(name, name) for name in label_names]
+        # Names give names: `or ()` is for the type checker.
         return tuple(class_names.shorten_imagenet_names(long_names) or ())
     # Without a tag the model may have learned other classes.
     if config.name and "." in config.name:
@@ -292,18 +294,19 @@ def _find_timm_architecture(config):
     The architecture is a public model with equal parts and sizes, preferably with the
     same image size.
     """
-    candidates = []  # (whether its image size is another, name)
-    for name, timm_row in registry.public_models().items():
+    candidates = []  # (has_other_size, timm's name)
+    for timm_model, timm_row in registry.public_models().items():
         # Two parts are not compared: position resizing, which is over, and a GELU that
         # "act_layer" sets.
         ignored_parts = {"resize": DEIT.resize}
         if timm_row["class"] != "Eva":
             ignored_parts["gelu"] = DEIT.gelu
-        own_traits = _collect_timm_traits(config, ignored_parts)
+        config_traits = _collect_timm_traits(config, ignored_parts)
         for tag in timm_row["weights"]:
-            public_config = registry.model_config(f"{name}.{tag}")
-            if _collect_timm_traits(public_config, ignored_parts) == own_traits:
-                candidates.append((public_config.image_size != config.image_size, name))
+            public_config = registry.model_config(f"{timm_model}.{tag}")
+            if _collect_timm_traits(public_config, ignored_parts) == config_traits:
+                has_other_size = public_config.image_size != config.image_size
+                candidates.append((has_other_size, timm_model))
     if config.stem != "patch" or not candidates:
         return {}
     # False, an equal size, comes first.

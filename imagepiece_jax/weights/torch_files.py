@@ -78,6 +78,7 @@ def open_torch_file(path: pathlib.Path) -> Generator[Any]:
 
 
 def _read_old_file(file):
+    """Read a file from before PyTorch 1.6: pickles, then the bytes of each storage."""
     offsets: dict[str, int] = {}  # {storage key: its first byte in the file}
 
     def read_bytes(storage):
@@ -180,18 +181,19 @@ class _StateDictUnpickler(pickle.Unpickler):
 
     def _rebuild_tensor(self, storage, offset, shape, strides, *_ignored):
         """Make a LazyTensor of a strided tensor; strides count elements."""
-        # Tuples only: a pickle could change a list after these checks.
+        # Exact types: a pickle could change a list after these checks, and True is 1.
         is_tensor = type(storage) is _Storage and type(shape) is type(strides) is tuple
-        geometry: Any = (offset, *shape, *strides) if is_tensor else [None]
-        if {type(value) for value in geometry} != {int}:
+        if not is_tensor or {*map(type, (offset, *shape, *strides))} != {int}:
             raise pickle.UnpicklingError("a tensor without storage, shape or strides")
         num_values = math.prod(shape)
         last_offset = offset
         for side, stride in zip(shape, strides, strict=True):
             last_offset += (side - 1) * stride
-        # Without this check as_strided would read foreign memory.
-        is_inside = min(geometry) >= 0 and num_values <= storage.num_values
-        if not is_inside or (num_values and last_offset >= storage.num_values):
+        # Without these checks as_strided would read foreign memory.
+        has_negative = min((offset, *shape, *strides)) < 0
+        is_expanded = num_values > storage.num_values  # by stride 0, maybe to terabytes
+        is_outside = num_values > 0 and last_offset >= storage.num_values
+        if has_negative or is_expanded or is_outside:
             raise pickle.UnpicklingError(f"tensor of shape {shape} leaves its storage")
         view = (storage, offset, shape, strides)
         return LazyTensor(functools.partial(self._read_tensor, *view))

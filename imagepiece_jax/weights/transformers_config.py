@@ -198,6 +198,7 @@ def parse_transformers(
         if label_names == [f"LABEL_{label}" for label in labels]:
             label_names = None  # transformers' placeholders
         else:
+            # Names give names: `or ()` is for the type checker.
             label_names = tuple(class_names.shorten_imagenet_names(label_names) or ())
     vit_config = config.ViTConfig(
         embed_dim=width,
