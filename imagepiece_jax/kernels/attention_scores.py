@@ -41,9 +41,9 @@ def mean_query(
     query = query.astype(jnp.float32)
     if live_mask is None:
         return jnp.mean(query, axis=1)[:, None]
-    live_mask = live_mask[:, :, None, None]
-    query_sum = jnp.sum(live_mask * query, axis=1, keepdims=True)
-    return query_sum / jnp.sum(live_mask, axis=1, keepdims=True)
+    factor = live_mask[:, :, None, None]  # for [batch, tokens, heads, head_dim]
+    query_sum = jnp.sum(factor * query, axis=1, keepdims=True)
+    return query_sum / jnp.sum(factor, axis=1, keepdims=True)
 
 
 def class_and_mean_queries(

@@ -16,7 +16,7 @@ CUBIC_FACTOR = 0.044715
 
 
 def plain_gelu(x: Float[Array, " *dims"], variant: str) -> Float[Array, " *dims"]:
-    """x Phi(x) in float32."""
+    """x Phi(x) in float32; variant: "exact", "tanh" or "quick", as in `gelu`."""
     x32 = x.astype(jnp.float32)
     if variant == "tanh":
         phi = 0.5 * (1 + jnp.tanh(TANH_FACTOR * (x32 + CUBIC_FACTOR * x32**3)))

@@ -43,7 +43,7 @@ class Assignment:
         # A token alone in its slot keeps its features, of any size.
         if weight is None:
             weight = size if self.by_size and self.merges else jnp.ones_like(size)
-        is_member = is_in_slot(self.slot_of_token, self.n_out)
+        is_member = is_in_slot(self.slot_of_token, self.n_out)  # [batch, slots, tokens]
         matrix = jnp.where(is_member, weight[:, None, :].astype(jnp.float32), 0)
         if not (self.mean and self.merges):
             return matrix

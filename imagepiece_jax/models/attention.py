@@ -279,8 +279,8 @@ class AttentionPool(nn.Module):
             heads = attention_kernels.dot_product_attention(queries, key, value, bias)
         else:
             heads = attention_kernels.attend_live_tokens(query, key, value, mask, bias)
-        heads = heads.reshape(x.shape[0], self.config.embed_dim).astype(self.dtype)
-        pooled = self.proj(heads)
+        vector = heads.reshape(x.shape[0], self.config.embed_dim).astype(self.dtype)
+        pooled = self.proj(vector)
         return pooled + self.mlp(self.norm(pooled))
 
     def probe_scores(self, x: AllRows, state: TokenState) -> array_shapes.TokenValues:
@@ -295,8 +295,8 @@ class AttentionPool(nn.Module):
         if self.is_initializing():
             self.k(x)  # creates the projection's parameters
         query = self._probe_query()[0, 0].astype(jnp.float32)  # [heads, head_dim]
-        key_kernel = self.k.variables["params"]["kernel"].astype(jnp.float32)
-        key_kernel = key_kernel.reshape(self.config.embed_dim, *query.shape)
+        kernel = self.k.variables["params"]["kernel"].astype(jnp.float32)
+        key_kernel = kernel.reshape(self.config.embed_dim, *query.shape)
         folded_query = jnp.einsum("xhd,hd->xh", key_kernel, query, precision="highest")
         x = x.astype(jnp.float32)  # [batch, tokens, dim]
         logits = jnp.einsum("bnx,xh->bnh", x, folded_query, precision="highest")

@@ -149,7 +149,7 @@ class ConvStem(nn.Module):
             x = conv(width, (3, 3), 2, padding, use_bias=False, name=f"conv_{index}")(x)
             norm = nn.BatchNorm(
                 use_running_average=not train,
-                momentum=0.9,
+                momentum=0.9,  # of the old mean; PyTorch's 0.1 is the new one's share
                 epsilon=NORM_EPSILON,
                 axis_name=self.axis_name if train else None,
                 dtype=self.dtype,

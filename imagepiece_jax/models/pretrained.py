@@ -250,9 +250,9 @@ class Pretrained:
         seed: draws missing selectors; None: a missing selector raises InputError
         Raises InputError for a reduction that does not fit the model.
         """
-        reduction = Reduction.read(reduction)
-        model = self.reduced_model(reduction)
-        log_reduction(reduction, model)
+        requested_reduction = Reduction.read(reduction)
+        model = self.reduced_model(requested_reduction)
+        log_reduction(requested_reduction, model)
         return self.with_model(model, seed)
 
     def at_size(self, image_size: ImageSize) -> Self:

@@ -83,9 +83,9 @@ class Rotary:
             frequencies = 2 * np.pi * frequencies
         if self.axes == "xy":
             coordinates = coordinates[..., ::-1]
-        frequencies = frequencies.astype(np.float32)[None, None, None]
+        frequency_row = frequencies.astype(np.float32)[None, None, None]
         # [batch, tokens, axes, planes per axis], then one axis of heads and all planes
-        axis_angles = coordinates[..., None] * frequencies
+        axis_angles = coordinates[..., None] * frequency_row
         angles = axis_angles.reshape(*axis_angles.shape[:2], 1, 2 * planes_per_axis)
         all_angles = xp.pad(angles, ((0, 0), (num_prefix, 0), (0, 0), (0, 0)))
         return xp.cos(all_angles), xp.sin(all_angles)

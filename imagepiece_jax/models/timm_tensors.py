@@ -78,8 +78,8 @@ def make_variables(
         else:
             array_leaves[path] = leaf
     if missing_parts:
-        parts = sorted(missing_parts)
-        drawn_variables = model_variables.draw_variables(model, seed, parts)
+        part_names = sorted(missing_parts)
+        drawn_variables = model_variables.draw_variables(model, seed, part_names)
         drawn_leaves = traverse_util.flatten_dict(drawn_variables)
         variables = traverse_util.unflatten_dict(drawn_leaves | array_leaves)
     return variables, sorted(missing_parts)

@@ -34,8 +34,8 @@ class StateDictMismatch(InputError):
 
 def variable_shapes(model: ViT) -> dict[str, Any]:
     """The shapes and dtypes of a model's variables, without computing any."""
-    # All blocks have equal shapes, so one block is traced for all plans and methods.
-    # Every learned reducer is traced on its own.
+    # All blocks have equal shapes, so one block is traced for all plans and methods,
+    # with a plan of no tokens. Every learned reducer is traced on its own.
     one_block_model = model.with_execution(axis_name=None)
     one_block_model = one_block_model.clone(plan=(BlockPlan(0, 0),), prop_attn=False)
     sides = image_sides(model.config.image_size)

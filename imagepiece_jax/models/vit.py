@@ -261,10 +261,10 @@ class ViT(nn.Module):
         height, width = images.shape[1:3]
         height -= height % self.config.patch_size
         width -= width % self.config.patch_size
-        x = images[:, :height, :width].astype(self._part_dtype("patch_embed"))
-        x = stem(x, train)
-        batch_size, rows, columns, dim = x.shape
-        x = x.reshape(batch_size, rows * columns, dim)
+        pixels = images[:, :height, :width].astype(self._part_dtype("patch_embed"))
+        patches = stem(pixels, train)
+        batch_size, rows, columns, dim = patches.shape
+        x = patches.reshape(batch_size, rows * columns, dim)
         prefix = self._prefix_tokens(batch_size, dim)
         if arch.prefix_positions:
             if prefix:

@@ -76,7 +76,7 @@ def _follow_step(patch_path, result, tokens, fill):
         return PatchPath(before_mixing=(patch_path, result, tokens))
     token_before = patch_path.token_of_patch  # [batch, patches], or None
     token_of_patch = compose_maps(result.slot_of_token, token_before)
-    if fill == "nearest":
+    if fill == "nearest":  # a dropped patch has the feature of the nearest kept token
         nearest_slots = find_nearest_slots(tokens, result)
         source_token = compose_maps(nearest_slots, patch_path.source_token)
         maps = {"token_of_patch": token_of_patch, "source_token": source_token}

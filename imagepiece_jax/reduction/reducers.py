@@ -173,8 +173,8 @@ class Bipartite(Reducer):
         if inputs.num_prefix > 0:
             slots = ranking.count_kept_before(~is_merged)
         slots_a = jnp.where(is_merged, num_staying + partners, slots)
-        slots_b = jnp.arange(num_staying, counts.n_out, dtype=jnp.int32)
-        slots_b = jnp.broadcast_to(slots_b, (ranks.shape[0], slots_b.size))
+        last_slots = jnp.arange(num_staying, counts.n_out, dtype=jnp.int32)
+        slots_b = jnp.broadcast_to(last_slots, (ranks.shape[0], last_slots.size))
         sides = (slots_b, slots_a) if first_token else (slots_a, slots_b)
         return Assignment(ranking.interleave_tokens(*sides), n_out=counts.n_out)
 

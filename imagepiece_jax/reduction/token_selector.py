@@ -44,10 +44,10 @@ class KeepScores(nn.Module):
         shared_features = hidden[..., dim // 2 :].astype(jnp.float32)
         live_mask = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask
         unit_axes = (1,) * (x.ndim - 2)  # instead of *heads and dim
-        live_mask = live_mask.reshape(live_mask.shape + unit_axes).astype(jnp.float32)
+        factor = live_mask.reshape(live_mask.shape + unit_axes).astype(jnp.float32)
         # Without live tokens, DIVISION_EPS makes the mean 0 instead of 0 / 0.
-        num_live = jnp.sum(live_mask, axis=1, keepdims=True) + DIVISION_EPS
-        mean = jnp.sum(live_mask * shared_features, axis=1, keepdims=True) / num_live
+        num_live = jnp.sum(factor, axis=1, keepdims=True) + DIVISION_EPS
+        mean = jnp.sum(factor * shared_features, axis=1, keepdims=True) / num_live
         global_features = jnp.broadcast_to(mean.astype(dtype), shared_features.shape)
         hidden = jnp.concatenate([local_features, global_features], axis=-1)
         hidden = gelu(make_dense(dim // 2, "half")(hidden))

@@ -131,9 +131,9 @@ class Embedding(nn.Module, Reducer):
             return Bipartite()(inputs, counts)
         num_live = counts.evaluation.n_in
         num_merges = num_live - counts.evaluation.n_out
-        embedding = embedding[:, :num_live]
+        live_rows = embedding[:, :num_live]  # of [batch, tokens, width]
         similarity = cosine_similarity(
-            embedding[:, 0::2], embedding[:, 1::2], eps=1e-12
+            live_rows[:, 0::2], live_rows[:, 1::2], eps=1e-12
         )
         return merge_softly(similarity, inputs.attn_size, num_live, num_merges)
 

@@ -50,7 +50,7 @@ class Retokenize(Ranking):
         candidate_ranks = np.arange(first_rank, counts.n_in)
         ranks_a = candidate_ranks[self.parity :: 2]
         ranks_b = candidate_ranks[1 - self.parity :: 2]
-        candidates = ranking.invert_order(
+        candidates = ranking.invert_order(  # [batch, candidates], side A first
             ranking.rank_tokens(score), np.concatenate([ranks_a, ranks_b])
         )
         num_a = len(ranks_a)

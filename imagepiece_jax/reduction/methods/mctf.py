@@ -72,7 +72,7 @@ class Fusion(Ranking):
         even_to_odd = self.fusion_values(x, score, size, first_even)
         # The first half of the leaving tokens: even tokens join odd tokens.
         num_joining_even = num_merges // 2
-        even_ranks, odd_partners = ranking.rank_rows(even_to_odd)
+        even_ranks, odd_partners = ranking.rank_rows(even_to_odd)  # [batch, even] both
         joining_even = ranking.invert_order(even_ranks, num_joining_even)
         joined_odd = ranking.gather_rows(odd_partners, joining_even)
         slot_of_even = ranking.index_kept_tokens(even_ranks >= num_joining_even)
@@ -82,7 +82,7 @@ class Fusion(Ranking):
         # The second half: odd tokens join the remaining even tokens, whose slots come
         # first. Then come the odd tokens by the falling value of their best partners.
         odd_to_even = ranking.gather_rows(even_to_odd, staying_even).transpose(0, 2, 1)
-        odd_ranks, partner_slots = ranking.rank_rows(odd_to_even)
+        odd_ranks, partner_slots = ranking.rank_rows(odd_to_even)  # [batch, odd] both
         num_joining_odd = num_merges - num_joining_even
         is_leaving = odd_ranks < num_joining_odd
         slot_of_staying = staying_even.shape[1] - num_joining_odd + odd_ranks
