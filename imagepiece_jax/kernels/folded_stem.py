@@ -40,7 +40,7 @@ class FoldedStem(nn.Module):
             return make_convolution(*conv_fields, name="proj")(
                 images.reshape(row_shape)
             )
-        # A GPU computes bias and ReLU in the convolution's kernel.
+        # A conv stem: a GPU computes bias and ReLU in the convolution's kernel.
         for index, out_channels in enumerate(self.widths):
             conv_fields = (out_channels, (3, 3), (2, 2), 1)  # kernel, strides, padding
             num_pixels = self.pixels_per_position if index == 0 else 1
@@ -69,7 +69,7 @@ class _Convolution(nn.Module):
     @nn.compact
     def __call__(self, x: PixelRows) -> Float[Array, "batch rows columns out_channels"]:
         init = nn.initializers.zeros
-        shape = (self.out_channels, *self.kernel_size, x.shape[-1])
+        shape = (self.out_channels, *self.kernel_size, x.shape[-1])  # [out, h, w, in]
         kernel = self.param("kernel", init, shape, jnp.float32)
         bias = self.param("bias", init, shape[:1], jnp.float32)
         out = jax.lax.conv_general_dilated(

@@ -70,6 +70,7 @@ def _copy_dicts(tree):
 
 
 def _reducer_shapes(model, block_plan):
+    """The shapes and dtypes of a learned reducer's variables: {collection: tree}."""
     reducer = block_plan.reducer
     num_tokens = block_plan.mlp_tokens - model.config.arch.prefix
     counts = block_plan.counts or StepCounts(num_tokens, num_tokens)

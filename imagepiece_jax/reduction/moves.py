@@ -52,6 +52,7 @@ def apply_result(
 
 
 def _apply_mixing(state, result):
+    """Apply a Mixing: the image tokens become its slots."""
     matrix = result.matrix.astype(jnp.float32)  # [batch, slots, tokens]
     x = merging.mix_tokens(state.x, matrix)
     coordinates = state.coordinates

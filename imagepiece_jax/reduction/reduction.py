@@ -63,7 +63,7 @@ class Reduction:
 
     @classmethod
     def _parse_text(cls, text):
-        # A method's name or a share of the MACs, then its fields.
+        """Parse a method's name or a share of the MACs, and FIELD=VALUE behind ":"."""
         method_text, *field_texts = [part.strip() for part in text.split(":")]
         field_values: dict[str, Any] = {}
         literal = _parse_literal(method_text)
@@ -96,7 +96,7 @@ class Reduction:
             return cls(method_class(**field_values), prop_attn)
 
     def __str__(self) -> str:
-        # METHOD:FIELD=VALUE:.., with the fields that differ from their defaults
+        """METHOD:FIELD=VALUE:.., with the fields that differ from their defaults."""
         field_values = {}
         for field in dataclasses.fields(self.method):
             value = getattr(self.method, field.name)

@@ -41,7 +41,7 @@ def join_closest_clusters(
     link_distances = LINKAGES[linkage]
 
     def merge_pair(_, carry):
-        # A cluster is stored in the row and column of its first token.
+        """Join the closest pair; a cluster is stored at its first token's index."""
         distance, first_token, size = carry  # [batch, N, N], [batch, N], [batch, N]
         _, pair_index = find_first_largest(-distance.reshape(batch, -1))
         # Cluster b, the cluster with the later first token, becomes a part of a. `//`

@@ -61,7 +61,7 @@ class PruneAndMerge(Ranking):
         x, score = jax.lax.stop_gradient((inputs.x, self.token_scores(inputs, counts)))
         # ALL_TOKENS exceeds every count, and a rule's `n_out` may exceed `kept`.
         num_kept = min(max(self.kept, n_out), counts.n_in)
-        ranks = rank_tokens(score)
+        ranks = rank_tokens(score)  # [batch, tokens], from 0
         if num_kept == n_out:
             slot_of_token = jnp.where(ranks < n_out, ranks, DROPPED)
             return Assignment(
@@ -147,7 +147,8 @@ class DiffRate(Method):
         return stretch_counts(prune), stretch_counts(merge)
 
     def scale_schedule(self, ratio: float, facts: ModelFacts) -> Self:
-        # The image tokens' shares in both lists get a power.
+        """Raise the image tokens' shares in both lists to a power by the ratio."""
+
         def scale_counts(counts):  # with the class token, before and after
             shares = [(count - 1) / facts.patches for count in counts]
             scaled_shares = schedules.powered_shares(shares, ratio)

@@ -40,7 +40,7 @@ def choose_softly(
     squared_temperature = CHOICE_TEMPERATURE * CHOICE_TEMPERATURE
     logits = jnp.where(is_candidate, similarity, 0) / squared_temperature
 
-    def draw(carry, _):
+    def draw(carry, _):  # one merge's share of every entry
         amounts, discount = carry  # [batch, even, odd] and [batch, even]
         draw_logits = jnp.where(is_candidate, logits + discount[:, :, None], -jnp.inf)
         flat_share = jax.nn.softmax(draw_logits.reshape(len(draw_logits), -1))

@@ -33,6 +33,7 @@ class Cells(Reducer):
         cell_column = jnp.arange(width) * self.size // width
         cell_grid = cell_row[:, None] * self.size + cell_column[None, :]
         cell_of_patch = cell_grid.reshape(1, -1).astype(jnp.int32)
+        # [batch, patches]: nothing has left before
         slot_of_token = jnp.broadcast_to(cell_of_patch, inputs.size.shape)
         return Assignment(slot_of_token, n_out=counts.n_out)
 

@@ -33,6 +33,7 @@ class KeepPeaks(Ranking):
     """
 
     def __call__(self, inputs, counts, train=False):
+        # [batch, tokens]
         score = jax.lax.stop_gradient(self.token_scores(inputs, counts))
         size = inputs.attn_size
         # Tokens removed by a mask (floats, 0 or 1, with a gradient) leave first.

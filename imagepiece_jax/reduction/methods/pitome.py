@@ -29,7 +29,7 @@ class ByEnergy(Ranking):
 
     def __call__(self, inputs, counts, train=False):
         uniqueness = jax.lax.stop_gradient(self.token_scores(inputs, counts))
-        metric = jax.lax.stop_gradient(inputs.metric)
+        metric = jax.lax.stop_gradient(inputs.metric)  # [batch, tokens, features]
         ranks = rank_tokens(-uniqueness)
         num_compared = counts.n_in
         if self.protect:

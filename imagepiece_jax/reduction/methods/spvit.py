@@ -40,6 +40,7 @@ class Selector(nn.Module, MaskingReducer):
         network = token_selector.KeepScores(name="scores")
         head_scores = network(head_features, inputs.mask)  # [B, n, H, (keep, drop)]
         head_weights = self._weigh_heads(head_features)[..., None]
+        # Of being kept, [B, n]: the heads' weighted mean
         probability = jnp.sum(head_weights * jnp.exp(head_scores), axis=2)[..., 0]
         num_packages = counts.stage - 1  # of earlier steps; they are the last tokens
         is_package = (jnp.arange(n) >= n - num_packages)[None]
@@ -55,7 +56,7 @@ class Selector(nn.Module, MaskingReducer):
         if mask_before is None:
             mask_before = jnp.ones_like(keep)
         weight = package_weights(probability, mask_before - keep)
-        tokens = inputs.x.astype(jnp.float32)
+        tokens = inputs.x.astype(jnp.float32)  # [batch, n, dim]
         package = jnp.einsum("bn,bnd->bd", weight, tokens, precision="highest")
         return Masking(keep, append=package)
 
