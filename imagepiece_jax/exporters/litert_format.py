@@ -18,7 +18,7 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.exporters import file_program
 from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference import optimize
-from imagepiece_jax.kernels import choice, gelu
+from imagepiece_jax.kernels import forms, gelu
 
 FORMAT_TITLE = "a LiteRT file"
 FORMAT_VERSION = "LiteRT"
@@ -55,7 +55,7 @@ def build_graph(interface: ProgramInterface) -> bytes:
     def compute_outputs(images):
         # LiteRT has no loops: without jit JAX unrolls them.
         with (
-            choice.reference_forms(),
+            forms.reference_forms(),
             nodes.replaced_functions(gelu=converter_gelu),
             jax.disable_jit(),
         ):

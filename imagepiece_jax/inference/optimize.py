@@ -25,7 +25,7 @@ from imagepiece_jax.common.tables import counted_noun
 from imagepiece_jax.data import normalize
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.inference import size_direction
-from imagepiece_jax.kernels import choice, folded_stem
+from imagepiece_jax.kernels import folded_stem, forms
 from imagepiece_jax.kernels.attention import ATTENTION_BACKENDS, resolve_backend
 from imagepiece_jax.kernels.size_direction import SIZE_ENCODINGS
 from imagepiece_jax.models import layers
@@ -354,7 +354,7 @@ def make_logits_function(
 
     def logits(variables, images):
         images = model.config.as_normalized(images)
-        with choice.fast_forms(reductions == "fast"):
+        with forms.fast_forms(reductions == "fast"):
             return model.apply(variables, images).logits
 
     return logits

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Shaped
 from imagepiece_jax.common.nodes import onnx_op
 from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.array_shapes import QueryHeads, TokenHeads, TokenValues
-from imagepiece_jax.kernels.choice import uses_reference_forms
+from imagepiece_jax.kernels.forms import uses_reference_forms
 from imagepiece_jax.kernels.merging import Assignment, is_in_slot, mix_tokens
 
 Backend = Literal["xla", "cudnn"]

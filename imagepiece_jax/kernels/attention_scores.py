@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
-from imagepiece_jax.kernels import attention, choice
+from imagepiece_jax.kernels import attention, forms
 from imagepiece_jax.kernels.array_shapes import TokenHeads, TokenValues
 
 
@@ -20,7 +20,7 @@ def mean_attention(
     key_bias: added to the logits
     """
     query = query.astype(jnp.float32)
-    if choice.uses_reference_forms():
+    if forms.uses_reference_forms():
         key = key.astype(jnp.float32)
         # [batch, heads, queries, tokens]
         return jnp.mean(attention.attention_map(query, key, key_bias), axis=(1, 2))
@@ -28,7 +28,7 @@ def mean_attention(
     products = jnp.sum(query[:, None] * key.astype(jnp.float32)[:, :, None], axis=-1)
     logits = products * query.shape[-1] ** -0.5  # [B, N, Q, H]
     logits_by_token = logits.reshape(*logits.shape[:2], -1)  # [B, N, Q * H]
-    return mean_softmax(logits_by_token, key_bias, choice.uses_fast_forms(key))
+    return mean_softmax(logits_by_token, key_bias, forms.uses_fast_forms(key))
 
 
 def mean_query(

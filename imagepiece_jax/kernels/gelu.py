@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
-from imagepiece_jax.kernels.choice import uses_reference_forms
+from imagepiece_jax.kernels.forms import uses_reference_forms
 
 QUICK_GELU_FACTOR = 1.702  # QuickGELU's factor
 TANH_FACTOR = math.sqrt(2 / math.pi)  # u = TANH_FACTOR (x + CUBIC_FACTOR x^3)

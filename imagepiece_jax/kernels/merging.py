@@ -8,7 +8,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Num
 
-from imagepiece_jax.kernels import choice, ranking
+from imagepiece_jax.kernels import forms, ranking
 from imagepiece_jax.kernels.array_shapes import AllRows, TokenIndices, TokenValues
 
 # The prefix stands before the image tokens, or before the slots.
@@ -88,12 +88,12 @@ def merge_tokens(
         prefix_size = (size if attn_size is None else attn_size)[:, :num_prefix]
         attn_size = jnp.concatenate([prefix_size, assignment.attn_size], axis=1)
     # Weights that are tiny in float16 keep their digits, except in fast forms.
-    merges_in_two_bytes = x.dtype == jnp.bfloat16 and not choice.uses_reference_forms()
-    merges_in_two_bytes |= choice.uses_fast_forms(x)
+    merges_in_two_bytes = x.dtype == jnp.bfloat16 and not forms.uses_reference_forms()
+    merges_in_two_bytes |= forms.uses_fast_forms(x)
     if merges_in_two_bytes and assignment.mean and assignment.merges:
         return _merge_two_bytes(x, size, attn_size, assignment, num_patches)
     only_leave = not assignment.merges and assignment.weight is None
-    if choice.uses_reference_forms() or not only_leave:
+    if forms.uses_reference_forms() or not only_leave:
         rows = mix_tokens(x, assignment.slot_matrix(size[:, num_prefix:]))
 
         def sum_sizes(values):
@@ -120,7 +120,7 @@ def _merge_two_bytes(x, size, attn_size, assignment, num_patches):
     num_prefix = x.shape[1] - assignment.slot_of_token.shape[1]
     num_slots = num_prefix + assignment.n_out
     removes_few = 0 < x.shape[1] - num_slots <= FEW_MERGED
-    removes_few &= choice.uses_fast_forms(x) and not choice.is_latency_bound(x)
+    removes_few &= forms.uses_fast_forms(x) and not forms.is_latency_bound(x)
     # Rows are padded to a multiple of 8 for tensor cores. Otherwise XLA would cut the
     # padded product in one more pass over it.
     padding = 0 if removes_few else -num_slots % 8

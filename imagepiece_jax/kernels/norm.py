@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagepiece_jax.common.nodes import onnx_op
-from imagepiece_jax.kernels.choice import uses_reference_forms
+from imagepiece_jax.kernels.forms import uses_reference_forms
 
 AnyRows = Float[Array, "*tokens dim"]
 FeatureParams = Float[Array, " dim"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Num, Shaped
 
-from imagepiece_jax.kernels import choice
+from imagepiece_jax.kernels import forms
 from imagepiece_jax.kernels.array_shapes import TokenFlags, TokenIndices, TokenValues
 
 
@@ -79,7 +79,7 @@ def reduce_largest(
     """
     last_axis = values.ndim - 1
     highest_number = np.int32(values.shape[last_axis])
-    if not choice.uses_fast_forms():
+    if not forms.uses_fast_forms():
         largest = jnp.max(values, axis=last_axis)
         is_largest = values == largest[..., None]
         number_or_end = jnp.where(is_largest, number, highest_number)
@@ -156,7 +156,7 @@ def gather_rows(
     Returns rows [`*index.shape`, `*dims`].
     """
     batch_size, num_rows = x.shape[:2]
-    if choice.uses_reference_forms():
+    if forms.uses_reference_forms():
         return _gather_by_product(x, index)
     # One matrix of all rows: pairs (image, row) would be one more array in memory.
     first_rows = num_rows * jnp.arange(batch_size, dtype=index.dtype)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from imagepiece_jax.kernels import choice
+from imagepiece_jax.kernels import forms
 from imagepiece_jax.kernels.array_shapes import AllRows, TokenPairs, TokenRows
 
 
@@ -37,7 +37,7 @@ def cosine_similarity(
     """
     if b is not None:
         return dot_products(unit_vectors(a, eps), unit_vectors(b, eps))
-    if choice.uses_reference_forms():
+    if forms.uses_reference_forms():
         return dot_products(unit_vectors(a, eps), unit_vectors(a, eps))
     # One product has squared lengths on its diagonal, every (n + 1)-th entry. Two-byte
     # values are operands without conversion: their products are exact in float32.
@@ -57,7 +57,7 @@ def all_cosines(x: TokenRows, all_x: AllRows | None = None) -> TokenPairs:
     all_x: the same tokens with the prefix in front; None: x alone
     """
     x = jax.lax.stop_gradient(x)
-    if not choice.uses_fast_forms(x) or all_x is None:
+    if not forms.uses_fast_forms(x) or all_x is None:
         unit_x = unit_vectors(x)
         return dot_products(unit_x, unit_x)
     # For a product with a slice of an array, a GPU would copy the slice.
@@ -76,7 +76,7 @@ def side_cosines(
 
     all_metric: metric behind the prefix; None: metric alone
     """
-    if not choice.is_latency_bound(x):
+    if not forms.is_latency_bound(x):
         # Scaling all tokens at once is one GPU kernel; two sides need several.
         unit = unit_vectors(metric)
         return dot_products(unit[:, first_token::2], unit[:, 1 - first_token :: 2])

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.array_shapes import TokenHeads, TokenValues
-from imagepiece_jax.kernels.choice import uses_fast_forms
+from imagepiece_jax.kernels.forms import uses_fast_forms
 
 HeadMoments = Float[Array, "heads head_dim head_dim"]
 Moments = Float[np.ndarray, "*heads head_dim head_dim"]

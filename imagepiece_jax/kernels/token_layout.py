@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from imagepiece_jax.kernels.array_shapes import TokenRows
-from imagepiece_jax.kernels.choice import uses_reference_forms
+from imagepiece_jax.kernels.forms import uses_reference_forms
 
 
 def flatten_tokens(x: Float[Array, "*tokens dim"]) -> Float[Array, "*rows dim"]:

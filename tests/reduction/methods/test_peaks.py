@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagepiece_jax.kernels import choice
+from imagepiece_jax.kernels import forms
 from imagepiece_jax.kernels.similarity import all_cosines
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.block_plan import StepCounts
@@ -36,7 +36,7 @@ def reduce_once(x, score, size, patches, n_out, mask=None, fast=False):
         all_x=state.x if fast else None,
     )
     counts = StepCounts(n_in=inputs.x.shape[1], n_out=n_out)
-    with choice.fast_forms(fast):
+    with forms.fast_forms(fast):
         result = KeepPeaks(score="class_and_mean")(inputs, counts)
         cosines = all_cosines(inputs.x, inputs.all_x)
         return cosines, result, moves.apply_result(state, result)

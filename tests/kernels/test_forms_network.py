@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from imagepiece_jax import kernels
-from imagepiece_jax.kernels import attention_scores, choice, norm, size_direction
+from imagepiece_jax.kernels import attention_scores, forms, norm, size_direction
 from imagepiece_jax.kernels.folded_stem import FoldedStem, fold_stem
 from imagepiece_jax.kernels.gelu import gelu
 from imagepiece_jax.models.layers import NORM_EPSILON, ConvStem, PatchStem
@@ -40,7 +40,7 @@ def test_sizes_in_a_direction(dtype, roundings):
     log_size = np.log(np.random.default_rng(1).integers(1, 9, (2, 7)), dtype=np.float32)
 
     def add(key):
-        with choice.fast_forms():
+        with forms.fast_forms():
             return size_direction.add_sizes(key, log_size, draw_normal(3, 8, seed=2))
 
     assert_forms_agree(dtype, add, key, roundings=roundings)
@@ -58,7 +58,7 @@ def test_attention_scores(biased, dtype):
         bias[:, 5:7] = -np.inf
 
     def scores(query, key):
-        with choice.fast_forms(dtype == "bfloat16"):
+        with forms.fast_forms(dtype == "bfloat16"):
             queries = attention_scores.class_and_mean_queries(query)
             return attention_scores.mean_attention(queries, key, bias)
 

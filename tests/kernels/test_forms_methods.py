@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from imagepiece_jax import kernels
-from imagepiece_jax.kernels import choice
+from imagepiece_jax.kernels import forms
 from imagepiece_jax.reduction import moves
 from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.reduction import Reduction
@@ -26,8 +26,8 @@ IMAGES = 24
 FORMS = {
     "definition": kernels.reference_forms,
     "exact": contextlib.nullcontext,
-    "fast": choice.fast_forms,
-    "fast for many images": choice.fast_forms,
+    "fast": forms.fast_forms,
+    "fast for many images": forms.fast_forms,
 }
 # Other token counts change ToMe's two sides: (method, image tokens, prefix)
 FURTHER = [
@@ -125,7 +125,7 @@ def test_forms_decide_like_the_definition_except_at_near_ties(case, monkeypatch)
             ties += count_near_ties(layer, block, prefix, "exact", "bfloat16")
     assert 100 * ties <= 3 * len(steps) * IMAGES
     if case in CASES[-len(FURTHER) :]:
-        monkeypatch.setattr(choice, "LATENCY_BOUND_SIZE", 0)
+        monkeypatch.setattr(forms, "LATENCY_BOUND_SIZE", 0)
         for block, layer in steps:
             count_near_ties(layer, block, prefix, "fast for many images", "bfloat16")
 
@@ -150,7 +150,7 @@ def test_sizes_of_many_digits_count_in_full():
     size[0, 1:] = np.where(np.arange(n) % 2, 2047, 2049)
     result = Assignment(jnp.zeros((1, n), jnp.int32), n_out=1)
     state = TokenState(x=jnp.asarray(x, jnp.bfloat16), size=jnp.asarray(size))
-    with choice.fast_forms():
+    with forms.fast_forms():
         moved = moves.apply_result(state, result)
     mean = (x[0, 1:, 0] * size[0, 1:]).sum() / size[0, 1:].sum()
     assert 0 < mean < 1e-3
