@@ -78,6 +78,14 @@ def image_embedding(model, x):
     return model.visual_projection(model.vision_model(x).pooler_output)
 
 
+def logits(model, x):
+    return model(x).logits
+
+
+def pooled(model, x):
+    return model(x).pooler_output
+
+
 def siglip_embedding(model, x):
     return model.vision_model(x).pooler_output
 
@@ -92,8 +100,6 @@ def make_model(name, **fields):
     return kind(model_config)
 
 
-LOGITS = originals.logits
-POOLED = originals.pooler
 FIRST = originals.first_token
 MULTI = {"id2label": LABELS, "problem_type": "multi_label_classification"}
 GATED = {"num_register_tokens": 2, "use_gated_mlp": True, "hidden_act": "silu"}
@@ -118,23 +124,23 @@ SIGLIP_HEAD = functools.partial(
 )
 # {name: (model, outputs, image processor, ..)}
 MODELS = {
-    "vit": (VIT, LOGITS, "ViT", *LINEAR),
-    "deit": (DEIT, LOGITS, "DeiT", *RESIZED),
+    "vit": (VIT, logits, "ViT", *LINEAR),
+    "deit": (DEIT, logits, "DeiT", *RESIZED),
     "vit, features": (of("ViTModel"), FIRST, "ViT", *LINEAR),
     "deit, features": (of("DeiTModel"), FIRST, "DeiT", *CUBIC),
     # This head reads the class token alone.
-    "deit, head": (of(f"DeiT{CLASSIFIER}", id2label=LABELS), LOGITS, "DeiT", *CUBIC),
-    "dinov2": (DINOV2, POOLED, "Bit", *CROPPED),
-    "registers": (of(REGISTERS, hidden_act="quick_gelu"), POOLED, "Bit", *BY_LINEAR),
-    "no registers": (of(REGISTERS, num_register_tokens=0), POOLED, "Bit", *CROPPED),
+    "deit, head": (of(f"DeiT{CLASSIFIER}", id2label=LABELS), logits, "DeiT", *CUBIC),
+    "dinov2": (DINOV2, pooled, "Bit", *CROPPED),
+    "registers": (of(REGISTERS, hidden_act="quick_gelu"), pooled, "Bit", *BY_LINEAR),
+    "no registers": (of(REGISTERS, num_register_tokens=0), pooled, "Bit", *CROPPED),
     "clip": (lambda: transformers.CLIPModel(clip()), image_embedding, "CLIP", *CROPPED),
-    "clip_vision": (of("CLIPVisionModel"), POOLED, "CLIP", *CROPPED),
-    "dinov3": (of(DINOV3, rope_theta=50.0, **GATED), POOLED, "DINOv3ViT", *LINEAR),
-    "dinov3, one bias": (ONE_BIAS, POOLED, "DINOv3ViT", *LINEAR),
-    "dinov3, bias": (ALL_BIASES, POOLED, "DINOv3ViT", *LINEAR),
+    "clip_vision": (of("CLIPVisionModel"), pooled, "CLIP", *CROPPED),
+    "dinov3": (of(DINOV3, rope_theta=50.0, **GATED), pooled, "DINOv3ViT", *LINEAR),
+    "dinov3, one bias": (ONE_BIAS, pooled, "DINOv3ViT", *LINEAR),
+    "dinov3, bias": (ALL_BIASES, pooled, "DINOv3ViT", *LINEAR),
     "siglip": (SIGLIP, siglip_embedding, "Siglip", *CUBIC),
-    "siglip_vision": (of("SiglipVisionModel"), POOLED, "Siglip", *CUBIC),
-    "siglip, head": (SIGLIP_HEAD, LOGITS, "Siglip", *CUBIC),
+    "siglip_vision": (of("SiglipVisionModel"), pooled, "Siglip", *CUBIC),
+    "siglip, head": (SIGLIP_HEAD, logits, "Siglip", *CUBIC),
 }
 
 
