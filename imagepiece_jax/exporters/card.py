@@ -58,9 +58,13 @@ def check_card(
         raise InputError("pool is 'none', so a card needs --output patches")
     page_file = folder / PAGE_NAME
     is_foreign_page = page_file.exists() and not is_card_page(page_file)
+    own_facts = card_facts(pretrained)
+    # The page's head names one model and one license.
+    shared_facts = {key: own_facts[key] for key in ("weights", "license")}
     other_records = read_other_cards(graph_file).values()
-    weights_names = {record["card"]["weights"] for record in other_records}
-    if is_foreign_page or weights_names - {card_facts(pretrained)["weights"]}:
+    cards = [record["card"] for record in other_records]
+    fits = all(shared_facts.items() <= card.items() for card in cards)
+    if is_foreign_page or not fits:
         raise InputError(f"{page_file} is no card of this model; name another folder")
 
 

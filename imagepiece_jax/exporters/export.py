@@ -79,7 +79,7 @@ class Export:
         else:
             program_layout = tower.PROGRAM_LAYOUTS[self.layout]
             interface = tower.make_interface(self.pretrained, self.layout, **options)
-            self.folder = pathlib.Path(self.out).expanduser()
+            self.folder = pathlib.Path(os.path.expanduser(self.out))
             layout_arguments = (self.folder, self.layout, self.pretrained)
             self.graph_file = tower.find_graph_file(*layout_arguments, self.dtype)
             tower.check_layout_folder(*layout_arguments, self.graph_file)

@@ -70,7 +70,15 @@ def build_graph(interface: ProgramInterface) -> "ModelProto":
         weights.append(onnx_graph.Value.constant(param))
         name = jax.tree_util.keystr(param_path, simple=True, separator=".")
         graph.name_value(weights[-1], name)
-    output_values = add_equations(graph, jaxpr, [*weights, images])
+    try:
+        output_values = add_equations(graph, jaxpr, [*weights, images])
+    except TypeError as error:
+        if "PRNGKey" not in str(error):  # keys of jax.random have no type in NumPy
+            raise
+        raise InputError(
+            f"reduction is {pretrained.typed_reduction}, which computes with "
+            "jax.random: it has no graph; draw constants by NumPy"
+        ) from error
     output_of_name = {}
     for name, output_value, aval in zip(
         interface.output_names, output_values, jaxpr.out_avals, strict=True

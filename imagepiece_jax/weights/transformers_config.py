@@ -29,6 +29,9 @@ TANH_GELU_NAMES = """
 TRANSFORMERS_GELUS = dict.fromkeys(TANH_GELU_NAMES, "tanh") | dict(
     gelu="exact", gelu_python="exact", quick_gelu="quick"
 )
+# Whole numbers of at least 1.
+COUNT_FIELDS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}
+COUNT_FIELDS |= {"intermediate_size"}
 INTERPOLATION_OF_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's constants
 RESCALE_FACTOR = 1 / 255
 # Files round RESCALE_FACTOR.
@@ -165,6 +168,8 @@ def parse_transformers(
     _check_fixed_fields(UNQUANTIZED_FIELDS, config_fields)
     _check_fixed_fields(model_type.fixed_fields, vision_fields)
     settings = _complete_fields(vision_fields, model_type.defaults)
+    for field in settings.keys() & COUNT_FIELDS:
+        check_range(field, settings[field], 1, whole=True)
     check_choice("num_channels", settings["num_channels"], [3])
     # transformers names a classifier in "architectures" only when it saves the model,
     # so other files may have a head without a name here.
@@ -327,7 +332,7 @@ def _make_preprocessing_fields(settings, processor_name):
         # int(crop_side / crop_share), the resized side, must be `side` again.
         if int(crop_side / crop_share) != side:
             crop_share = math.nextafter(crop_share, 0)
-    if not has_same_size or crop_share > 1:
+    if not has_same_size or crop_share > 1 or not side:
         mistake = (
             f"size is {size!r}, do_center_crop {has_crop}, crop_size {crop_size!r}"
         )

@@ -122,8 +122,9 @@ def test_a_page_has_a_section_for_every_file(tmp_path):
     _, header, _ = page.read_text().split("---\n")
     assert yaml.safe_load(header)["license"] == license
     assert "too few" in page.read_text() and "nearest" not in page.read_text()
-    with refused("README.md", "another folder"):
-        export(with_origin(vit, name="o"), tmp_path / "c.onnx", images=pixels)
+    for other in ({"name": "o"}, {"license": "mit"}):
+        with refused("README.md", "another folder"):
+            export(with_origin(vit, **other), tmp_path / "c.onnx", images=pixels)
     export(vit, tmp_path / "c.onnx")  # without a card
     export(vit, tmp_path / "b.onnx")
     assert section_types() == ["float32"]

@@ -1,9 +1,11 @@
 import collections
 
+import jax
 import numpy as np
 import pytest
 
 import imagepiece_jax
+from imagepiece_jax.exporters.program_interface import ProgramInterface
 from imagepiece_jax.inference.features import features
 from imagepiece_jax.models.pretrained import Pretrained
 from imagepiece_jax.reduction.methods import METHODS
@@ -17,6 +19,7 @@ from tests.helpers.onnx_runs import (
     open_session,
     run_onnxruntime,
 )
+from tests.helpers.refused_calls import refused
 from tests.helpers.small_architectures import (
     ARCHITECTURES,
     MEANS,
@@ -202,3 +205,16 @@ def test_features_equal_jaxs(reduction, options):
 def test_a_step_that_keeps_all_tokens_draws_nothing(tmp_path):
     vit = tiny_vit.pretrained("random:blocks=(1,):keep_rate=1.0", depth=2)
     assert imagepiece_jax.export(vit, tmp_path / "m.onnx").exists()
+
+
+def test_constants_that_jax_draws_have_no_graph(monkeypatch):
+    make_forward = ProgramInterface.make_forward_function
+
+    def make_noisy_forward(self, model):
+        forward = make_forward(self, model)
+        key = jax.random.key(0)
+        return lambda *args: [x + jax.random.normal(key) for x in forward(*args)]
+
+    monkeypatch.setattr(ProgramInterface, "make_forward_function", make_noisy_forward)
+    with refused("reduction", "jax.random", "NumPy"):
+        build_onnx(tiny_vit.pretrained(depth=1))

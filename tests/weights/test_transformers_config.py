@@ -4,7 +4,9 @@ import math
 import pytest
 
 from imagepiece_jax.data.preprocessing import Preprocessing
+from imagepiece_jax.errors import InputError
 from imagepiece_jax.models.config import MULTI_LABEL, PROBLEM_TYPES
+from imagepiece_jax.weights import transformers_config
 from imagepiece_jax.weights.description import parse_config
 from tests.helpers import config_files, named_models
 from tests.helpers.config_files import CLASSIFIER_CONFIG, HALF_PIXELS, SQUARE_IMAGES
@@ -133,3 +135,10 @@ def test_placeholder_labels_are_no_class_names():
     described = parse_config(CLASSIFIER_CONFIG | labels, SQUARE_IMAGES)
     assert described.class_names is None
     assert described.config.num_classes == 2
+
+
+@pytest.mark.parametrize("field", sorted(transformers_config.COUNT_FIELDS))
+def test_a_wrong_count_is_named_as_in_the_file(field):
+    for count in (0, 1.5, "12", None):
+        with pytest.raises(InputError, match=f"config.json: {field} is {count!r}; "):
+            config_files.parse_transformers(CLASSIFIER_CONFIG | {field: count})
