@@ -95,18 +95,22 @@ def fold_stem(
     pixels_per_position: pixels of a row that a conv stem's first convolution reads as
         one position, a power of two up to the patch size; 1: the plain convolution
     """
+    # Explicit copies, here and below, are what a user's transfer guard allows.
+    params, batch_stats = jax.device_put((params, batch_stats))
     if not batch_stats:
         # A patch projection reads a row of a patch as one pixel.
         patch_kernel = params["proj"]["kernel"]
         patch_size, _, channels, dim = patch_kernel.shape
-        bias = params["proj"].get("bias", jnp.zeros(dim, patch_kernel.dtype))
+        zeros = jax.device_put(np.zeros(dim, patch_kernel.dtype))
+        bias = params["proj"].get("bias", zeros)
         row_kernel = patch_kernel.reshape(patch_size, 1, patch_size * channels, dim)
         return {"proj": _convolution_params(row_kernel, bias)}
     # Batch norms are multiplied into the convolutions before them, in float32.
     folded_params = {}
+    float32_epsilon = jax.device_put(np.float32(epsilon))
     for norm_name, mean_and_variance in batch_stats.items():  # norm_0, norm_1, ..
         conv_name = norm_name.replace("norm", "conv")
-        deviation = jnp.sqrt(mean_and_variance["var"] + np.float32(epsilon))
+        deviation = jnp.sqrt(mean_and_variance["var"] + float32_epsilon)
         factor = params[norm_name]["scale"] / deviation  # [out_channels]
         kernel = params[conv_name]["kernel"] * _broadcast_channels(factor)
         bias = params[norm_name]["bias"] - mean_and_variance["mean"] * factor
