@@ -67,7 +67,7 @@ def decode_image(file: ImageFile, name: str, upright: bool = True) -> RgbPixels:
     try:
         content = file if isinstance(file, bytes) else pathlib.Path(file).read_bytes()
         pixels = _decode_plain_jpeg(content)
-        if pixels is None:
+        if pixels is None:  # another format, or a JPEG that it leaves to Pillow
             with Image.open(io.BytesIO(content)) as image:
                 return convert_to_rgb(image, upright)
         # EXIF orientations are in APP1 segments, which most files of public sets lack.

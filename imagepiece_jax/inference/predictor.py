@@ -58,7 +58,7 @@ class Predictor:
             if labels == "imagenet":
                 labels = class_names.imagenet_names()
             names = class_names.checked_names(labels, num_classes, "labels")
-        self._labels = names
+        self._class_names = names
         self._top = min(5, num_classes) if top is None else top
         # A model without classes has top 0.
         check_range("top", self._top, min(1, num_classes), num_classes, whole=True)
@@ -165,7 +165,7 @@ class Predictor:
         indices = np.argsort(-logits, kind="stable")[: self._top]
         predictions = []
         for index in indices.tolist():
-            name = self._labels[index]
+            name = self._class_names[index]
             label = index if name is None else name
             predictions.append(Prediction(label, index, float(probabilities[index])))
         return predictions

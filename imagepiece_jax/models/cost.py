@@ -26,14 +26,14 @@ def cost_summary(model: ViT, dense_models: Sequence[ViT]) -> str:
     """
     table = cost_table(model, dense_models[0])
     gmacs = model_macs(model) / 1e9
-    summary = f"{gmacs:#.4g} GMACs an image"
+    line = f"{gmacs:#.4g} GMACs an image"
     for dense_model in dict.fromkeys(dense_models):  # one line for equal models
         if dense_model == model:
             continue
         dense_gmacs = model_macs(dense_model) / 1e9
-        summary += f"; dense {dense_gmacs:#.4g} with a {dense_model.config.stem} stem, "
-        summary += f"{dense_gmacs / gmacs:.2f} times as many"
-    return f"{table}\n{summary}"
+        line += f"; dense {dense_gmacs:#.4g} with a {dense_model.config.stem} stem, "
+        line += f"{dense_gmacs / gmacs:.2f} times as many"
+    return f"{table}\n{line}"
 
 
 def cost_table(model: ViT, dense_model: ViT) -> str:

@@ -46,22 +46,22 @@ def _nearest_ratio(method, target_share, model):
     shares = {}  # {ratio: share of the dense model's MACs}
     errors = {}  # {ratio: Unreachable}
 
-    def compute_share(ratio):
+    def record_share(ratio):
         fitted_method = method.at_ratio(ratio, model_facts)
         plan = fitted_method.plan(model_facts, model.config.arch.prefix)
         shares[ratio] = share_of_dense(model.clone(plan=plan))
         return shares[ratio]
 
     # Bisection computes neither end, and either may be the nearest.
-    compute_share(0.0)
+    record_share(0.0)
     with contextlib.suppress(Unreachable):
-        compute_share(1.0)
+        record_share(1.0)
     low_ratio = 0.0
     high_ratio = 1.0
     for _ in range(MAX_BISECTIONS):
         middle_ratio = (low_ratio + high_ratio) / 2
         try:
-            costs_less = compute_share(middle_ratio) < target_share
+            costs_less = record_share(middle_ratio) < target_share
         except Unreachable as error:  # too few tokens: the ratio is too high
             errors[middle_ratio] = error
             costs_less = True
@@ -73,5 +73,6 @@ def _nearest_ratio(method, target_share, model):
     if abs(shares[nearest_ratio] - target_share) <= COST_TOLERANCE:
         return nearest_ratio
     # If the upper limit was unreachable, its reason says more than the nearest cost.
-    sentence = f"but the method's nearest cost is {shares[nearest_ratio]:.3f}"
-    raise errors.get(high_ratio) or InputError(f"macs is {target_share:g}, {sentence}")
+    nearest_cost = f"the method's nearest cost is {shares[nearest_ratio]:.3f}"
+    mistake = InputError(f"macs is {target_share:g}, but {nearest_cost}")
+    raise errors.get(high_ratio) or mistake

@@ -19,7 +19,7 @@ from imagepiece_jax.errors import InputError
 MAX_IMAGES = 10_000  # the most images that are read
 # Smallest and largest share of an image's area in a random crop.
 CROP_AREA = (0.4, 1.0)
-HELD_OUT_FRACTION = 5  # one image in five is held out
+HELD_OUT_DIVISOR = 5  # one image in five is held out
 MIN_HELD_OUT = 16  # the fewest held-out images
 MAX_HELD_OUT = 500  # the most held-out images
 # Stretches of neighboring files that are held out: few split few bursts. On a folder
@@ -67,7 +67,7 @@ def split_images(
     if len(candidates) < MIN_HELD_OUT:
         lack_text = f"{len(candidates)} that have not trained the model"
         raise InputError(f"images has only {lack_text}; {MIN_HELD_OUT} are needed")
-    wanted_count = max(MIN_HELD_OUT, num_images // HELD_OUT_FRACTION)
+    wanted_count = max(MIN_HELD_OUT, num_images // HELD_OUT_DIVISOR)
     most_count = min(MAX_HELD_OUT, num_images - batch_size, len(candidates))
     num_held_out = min(wanted_count, most_count)
     # The first images of every sixteenth.

@@ -24,9 +24,10 @@ def binary_kl_divergence(student_logits: Logits, teacher_logits: Logits) -> Batc
     """KL(teacher || student) of sigmoid(logits), summed over classes."""
 
     def outcome_divergence(sign):
-        log_student = jax.nn.log_sigmoid(sign * student_logits)
-        log_teacher = jax.nn.log_sigmoid(sign * teacher_logits)
-        return jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)
+        student_log_share = jax.nn.log_sigmoid(sign * student_logits)
+        teacher_log_share = jax.nn.log_sigmoid(sign * teacher_logits)
+        log_ratio = teacher_log_share - student_log_share
+        return jnp.sum(jnp.exp(teacher_log_share) * log_ratio, axis=-1)
 
     # Both outcomes of every class: 1 - sigmoid(x) is sigmoid(-x).
     return outcome_divergence(1) + outcome_divergence(-1)

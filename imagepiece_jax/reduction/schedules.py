@@ -141,8 +141,10 @@ def check_counts(counts: str | tuple[int, ...]) -> None:
     if isinstance(counts, str):
         split_schedule(counts)
         return
-    has_entries = isinstance(counts, tuple) and counts != ()
-    for count in counts if has_entries else ():
+    mistake = InputError(f"counts is {counts!r}; it must be one of {ALLOWED_COUNTS}")
+    if not isinstance(counts, tuple) or not counts:
+        raise mistake
+    for count in counts:
         check_range("an entry of counts", count, least=1, whole=True)
-    if not has_entries or [*counts] != sorted(counts, reverse=True):
-        raise InputError(f"counts is {counts!r}; it must be one of {ALLOWED_COUNTS}")
+    if [*counts] != sorted(counts, reverse=True):
+        raise mistake

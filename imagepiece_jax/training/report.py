@@ -98,11 +98,12 @@ def describe_setup(setup: "RunSetup") -> str:
 
 def describe_results(run: "Run") -> str:
     """The result table: accuracy and best step."""
-    metrics = run.progress.last or {}  # not None, because a run ends by an evaluation
-    accuracy = f"top-1 {metrics['acc1']:.2f} %, top-5 {metrics['acc5']:.2f} %"
-    accuracy += f" of {metrics['images']} images"
+    assert run.progress.last is not None  # a run ends by an evaluation
+    metrics = run.progress.last
+    accuracy_text = f"top-1 {metrics['acc1']:.2f} %, top-5 {metrics['acc5']:.2f} %"
+    accuracy_text += f" of {metrics['images']} images"
     if metrics.get("ema_acc1") is not None:
-        accuracy += f"; averaged weights {metrics['ema_acc1']:.2f} %"
-    best = run.progress.best
-    best_text = f"{best['acc1']:.2f} % at step {best['step']}"
-    return f"accuracy     {accuracy}\nbest         {best_text}"
+        accuracy_text += f"; averaged weights {metrics['ema_acc1']:.2f} %"
+    best_metrics = run.progress.best
+    best_text = f"{best_metrics['acc1']:.2f} % at step {best_metrics['step']}"
+    return f"accuracy     {accuracy_text}\nbest         {best_text}"

@@ -97,16 +97,16 @@ def micro_batch_loss(
     step: from 0; unused here, but another loss may change with it
     """
     if config.distill.is_active:
-        loss, terms = distillation_loss(
+        label_loss, terms = distillation_loss(
             config.distill, outputs, targets, teacher_outputs.logits
         )
     else:
-        loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
+        label_loss = jnp.mean(soft_cross_entropy(outputs.logits, targets))
         terms = {}
-    if method_loss := config.reduction.method.loss:
-        method_terms = method_loss(outputs, teacher_outputs, plan=model.plan)
+    if compute_terms := config.reduction.method.loss:
+        method_terms = compute_terms(outputs, teacher_outputs, plan=model.plan)
         terms = dict(**terms, **method_terms)  # TypeError for a name of both
-    return sum(terms.values(), loss), terms
+    return sum(terms.values(), label_loss), terms
 
 
 def train_step(

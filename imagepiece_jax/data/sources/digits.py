@@ -10,7 +10,10 @@ from imagepiece_jax.data.source import ArraySource, SplitRequest, check_num_clas
 
 
 def open_digits(path: str, request: SplitRequest) -> ArraySource:
-    """Open a split of the digits, enlarged to 16x16; the name has no `path`."""
+    """Open a split of the digits, enlarged to 16x16, a small model's size.
+
+    path: unused, because the name "digits" has none
+    """
     check_num_classes(request.num_classes, 10, "data set digits")
     digits, labels = read_digits()  # [images, 8, 8] from 0 to 16, and [images]
     is_test_image = _draw_test_images(labels)
