@@ -32,6 +32,15 @@ def test_an_encoder_gives_pooled_vectors(tmp_path):
     np.testing.assert_allclose(found, pooled[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_model_without_a_pool_gives_a_vector_per_token(tmp_path):
+    vit = tiny_vit.pretrained(num_classes=0, pool="none", depth=1)
+    weights = imagepiece_jax.save(vit, tmp_path / "w")
+    (file,) = write_images(tmp_path / "images", noise(1, tiny_vit.SIDE, tiny_vit.SIDE))
+    ended = call(predict.main, weights, file)
+    num_tokens = vit.config.num_tokens
+    assert f"00.png: {num_tokens} vectors of {tiny_vit.WIDTH} features" in ended.out
+
+
 def test_a_damaged_image_is_named_and_others_are_predicted(tmp_path):
     out = tmp_path / "out.json"
     images = tmp_path / "images"

@@ -147,6 +147,15 @@ def test_evaluation_masks_unreadable_images_and_counts_them():
         evaluate(Noise(300, {1, 50, 99, 200}, size=8))
 
 
+def test_an_image_of_another_size_is_masked_or_named():
+    """Nothing resizes it."""
+    with refused("0.jpg: "):
+        evaluate(Noise(16, size=9))
+    batches = evaluate(Noise(16, size=9), strict=False)
+    assert not any(field_values(batches, "mask"))
+    assert not any(np.any(batch["image"]) for batch in batches)
+
+
 def test_twenty_unreadable_images_in_a_row_stop_the_run():
     order = epoch_order(3, 0, 4000).tolist()
     assert len(train_list(Noise(4000, order[10:29]), stop=4)) == 4

@@ -6,7 +6,7 @@ import pytest
 
 import imagepiece_jax
 from imagepiece_jax.data.normalize import normalize
-from imagepiece_jax.exporters import onnx_format
+from imagepiece_jax.exporters import onnx_format, program_facts
 from imagepiece_jax.exporters.program_facts import facts_file
 from imagepiece_jax.models.program import open_program
 from tests.helpers import tiny_vit
@@ -24,6 +24,15 @@ def test_a_last_batch_repeats_its_last_image(tmp_path):
     pixels = noise(3, tiny_vit.SIDE, tiny_vit.SIDE)
     _, last_batch = open_program(file).prepared_batches(pixels)
     np.testing.assert_array_equal(last_batch, pixels[[2, 2]])
+
+
+def test_a_damaged_graph_is_named(tmp_path):
+    pytest.importorskip("onnxruntime")
+    file = imagepiece_jax.export(tiny_vit.pretrained(depth=1), tmp_path / "m.onnx")
+    file.write_bytes(b"no graph")
+    program_facts.write_program_facts(file, program_facts.read_facts(file))
+    with refused("m.onnx"):
+        open_program(file)
 
 
 def assert_has_logits(file, vit):

@@ -90,3 +90,5 @@ def test_probabilities_by_hand(problem_type, logits, expected):
 def test_other_heads_have_no_probabilities(head):
     with refused("problem_type"):
         head.probabilities(np.zeros(7))
+    with refused("not finite"):
+        Head(7).probabilities(np.full(7, np.nan))

@@ -45,6 +45,12 @@ def test_an_unknown_model_is_answered_by_the_list():
         create_model("resnet50")
     with refused("did you mean 'vit_small_patch16_224'?"):
         create_model("vit_smal_patch16_224.dino")
+    with refused("vit_small_patch16_224.dino"):
+        create_model("vit_small_patch16_224.dinosaur")
+
+
+def test_an_image_size_replaces_the_configs():
+    assert create_model("deit_ti", image_size=(64, 32)).config.grid == (4, 2)
 
 
 def test_image_text_models_project_until_trained_on_classes():

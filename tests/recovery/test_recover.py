@@ -236,6 +236,12 @@ def test_diverging_training_restarts(vit, monkeypatch, caplog):
     chex.assert_trees_all_equal(second.variables, recovered.variables)
 
 
+def test_training_that_always_diverges_leaves_the_weights(vit, monkeypatch):
+    monkeypatch.setattr(recovery_step, "REFERENCE_LR", 1e12)
+    recovered = run_recovery(vit, steps=8)
+    chex.assert_trees_all_equal(recovered.variables, vit.variables)
+
+
 def test_ctrl_c_before_anything_is_better_leaves_the_weights(vit, monkeypatch, caplog):
     monkeypatch.setattr(recovery_step, "REFERENCE_LR", 1e6)  # far too high
     interrupt_step(monkeypatch, 10)

@@ -7,12 +7,14 @@ from imagepiece_jax.errors import InputError
 from imagepiece_jax.kernels.merging import DROPPED
 from imagepiece_jax.reduction import block_plan
 from imagepiece_jax.reduction.block_plan import StepCounts
+from imagepiece_jax.reduction.methods import METHODS
 from imagepiece_jax.reduction.methods.diffrate import PruneAndMerge
 from imagepiece_jax.reduction.methods.evit import EViT
 from imagepiece_jax.reduction.methods.grid_pooling import Cells
 from imagepiece_jax.reduction.methods.imagepiece import ImagePiece, Retokenize
 from imagepiece_jax.reduction.methods.imagepiece_tome import ImagePieceToMe
 from imagepiece_jax.reduction.methods.mctf import Fusion
+from imagepiece_jax.reduction.methods.method import Method
 from imagepiece_jax.reduction.methods.pitome import ByEnergy, PiToMe
 from imagepiece_jax.reduction.methods.tofu import Discard, Fuse, ToFu
 from imagepiece_jax.reduction.methods.tome import ToMe
@@ -164,6 +166,14 @@ def test_keep_rate_of_an_epoch_in_evit(epoch, rate):
     assert abs(method.rate_at(epoch) - rate) < 5e-6
     for options in ({}, {"rate_warmup_start": 10, "rate_warmup_epochs": 0}):
         assert EViT(**options).rate_at(epoch) == 0.7
+
+
+@pytest.mark.parametrize("ratio, kept", [(0, 64), (0.25, 51), (0.75, 8), (1, 1)])
+def test_a_method_without_a_rule_of_its_own_scales_by_powers(ratio, kept):
+    """Of the share 0.5: its cube root (0.794), and its cube."""
+    method = METHODS["attended"](keep_rate=0.5, blocks=(1,))
+    scaled = Method.scale_schedule(method, ratio, facts(depth=3, patches=64))
+    assert scaled.counts == (64, kept, kept)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,12 @@ def test_a_value_out_of_range_is_named(field, value):
         make_run(**{field: value})
 
 
+def test_images_that_do_not_open_are_named_with_their_field():
+    run = make_run(**{"data.name": "nosuch"})
+    with refused("config.data: 'nosuch'"):
+        data.open_images(run, "train")
+
+
 def test_a_saved_config_has_format_counts_and_normalization():
     run = make_run(reduction="tome:macs=0.7").with_counts()
     run = run.fill_preprocessing(run.vit_config)
