@@ -54,7 +54,7 @@ class Monotone(Study):
 def study(tmp_path):
     size = {"name": "deit_ti", "image_size": 224, "num_classes": 1000}
     models = OffTheShelf(tiny_vit.loaded_model("none", **size, stem="patch"))
-    return Monotone(models=models, images=Photographs(), out=tmp_path)
+    return Monotone(models=models, images=Photographs(), out=tmp_path, cache=None)
 
 
 def table_cells(study, page):
