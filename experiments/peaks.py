@@ -15,7 +15,6 @@ import base64
 import dataclasses
 import itertools
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +28,7 @@ from imagepiece_jax.common import statistics
 from imagepiece_jax.common.image_size import image_sides
 from imagepiece_jax.common.statistics import Estimate, format_estimate
 from imagepiece_jax.common.tables import markdown_table
-from imagepiece_jax.data.class_names import CLASS_NAME_TABLE
+from imagepiece_jax.data.class_names import imagenet_rows
 from imagepiece_jax.data.normalize import normalize
 from imagepiece_jax.data.pictures import as_source, read_images
 from imagepiece_jax.data.source import evenly_spaced_indices
@@ -56,7 +55,7 @@ FUSION = "mctf:score=auto:attention=40"  # of the search study
 SCORES = ("class", "mean", "class_and_mean")
 BATCH = 50
 # WordNet's synsets by ImageNet's labels; imagenette's folders have their names.
-SYNSETS = re.findall(r"^n\d+", CLASS_NAME_TABLE.read_text("utf-8"), re.MULTILINE)
+SYNSETS = [wordnet_id for wordnet_id, _ in imagenet_rows()]
 
 
 # Controls: peaks with one of its parts exchanged
