@@ -172,11 +172,10 @@ class StudentFit:
             is_image = batch["mask"]  # [devices, m]; False: padding, or unreadable
             for name, array in batch_arrays.items():
                 rows_by_name.setdefault(name, []).append(array[is_image])
+        metrics = {name: np.concatenate(rows) for name, rows in rows_by_name.items()}
         # Sorted, so that the order does not depend on the number of devices.
-        order = np.argsort(np.concatenate(rows_by_name["index"]))
-        return {
-            name: np.concatenate(rows_by_name[name])[order] for name in rows_by_name
-        }
+        order = np.argsort(metrics["index"])
+        return {name: array[order] for name, array in metrics.items()}
 
     def _train_step(self, state, variables, teacher_variables, pixels, lr):
         """Take a training step on one device: (next FitState, loss)."""
