@@ -25,7 +25,6 @@ def measure_cells(cells, folder, identity, measure):
     """Measure each cell without a line, and write its line.
 
     cells: whatever has a `name`
-
     identity: values that all lines of a folder share, such as digests
     measure: from a cell to JSON values by name
     Raises InputError before anything is measured if a line has another identity.

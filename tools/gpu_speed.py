@@ -281,7 +281,7 @@ def make_compiler(case, dtype, way):
     return make_program_compiler(vit, ProgramOptions(dtype=dtype, **choices))
 
 
-def random_directions(vit, images=None):
+def random_directions(vit):
     """Any directions; speeds do not depend on `size_direction.find_directions`."""
     model = vit.model
     shape = (model.depth, model.config.num_heads, model.config.head_dim)
