@@ -45,11 +45,11 @@ def main(
     # float32, because rounding would decide near ties between tokens.
     pretrained = weights.load_model().with_default_execution(weights.dtype or "float32")
     variants = [pretrained.with_reduction(text) for text in reduction_texts]
+    variants = variants or [pretrained]
     for block in drawn_blocks:
         check_range("blocks", block, 0, len(pretrained.model.plan) - 1)
     pixels, image_names = pictures.read_images(source, pretrained.preprocessing)
     file_names = [*map(os.path.basename, image_names)]
-    variants = variants or [pretrained]
     for line in html.write_page(folder, variants, pixels, file_names, drawn_blocks):
         print(line, flush=True)
     return int(len(file_names) < len(source))  # 1: some cannot be read

@@ -46,8 +46,10 @@ def open_steps(
             primary_host=this_process, active_processes={this_process}
         ),
     )
-    handlers: dict[str, Any] = {"state": ocp.PyTreeCheckpointHandler()}
-    handlers["meta"] = ocp.JsonCheckpointHandler()
+    handlers = {
+        "state": ocp.PyTreeCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
     return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 

@@ -73,19 +73,20 @@ class Export:
         self.layout_files: dict[str, Any] = {}  # {path in the folder: JSON value}
         options = {"batch_size": self.batch_size, "takes_pixels": self.pixels}
         if self.layout is None:
-            interface = ProgramInterface(self.pretrained, self.output, **options)
+            self.interface = ProgramInterface(self.pretrained, self.output, **options)
             self.graph_file = choose_graph_file(self.out, self.dtype)
             self.folder = self.graph_file.parent
         else:
             program_layout = tower.PROGRAM_LAYOUTS[self.layout]
-            interface = tower.make_interface(self.pretrained, self.layout, **options)
+            self.interface = tower.make_interface(
+                self.pretrained, self.layout, **options
+            )
             self.folder = pathlib.Path(os.path.expanduser(self.out))
             layout_arguments = (self.folder, self.layout, self.pretrained)
             self.graph_file = tower.find_graph_file(*layout_arguments, self.dtype)
             tower.check_layout_folder(*layout_arguments, self.graph_file)
             for name, make_fields in program_layout.files.items():
                 self.layout_files[name] = make_fields(self.pretrained)
-        self.interface = interface
         title = self.file_format.FORMAT_TITLE
         check_choice(f"dtype for {title}", self.dtype, self.file_format.FORMAT_DTYPES)
         if self.batch_size is None and not self.file_format.HAS_OPEN_BATCH:

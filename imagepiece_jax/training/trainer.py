@@ -85,7 +85,7 @@ class RunSetup:
     def changes_program(self, step: int) -> bool:
         """Whether `step` needs a new program: its epoch has other token counts."""
         epochs = (self.find_epoch(step - 1), self.find_epoch(step))
-        if len(set(epochs)) == 1:
+        if epochs[0] == epochs[1]:
             return False
         # Only a keep rate by epoch changes the counts between epochs.
         plans = [self.config.create_train_model(epoch).plan for epoch in epochs]
