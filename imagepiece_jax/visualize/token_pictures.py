@@ -16,7 +16,6 @@ from imagepiece_jax.data.preprocessing import RgbPixels
 
 Grid = tuple[int, int]  # (height, width) in patches; divides the image's sides
 TokenMap = Int[np.ndarray, " patches"]
-FloatPixels = Float[np.ndarray, "height width 3"]
 PatchColors = Float[np.ndarray, "rows columns 3"]
 Panel = tuple[str, RgbPixels, str]  # (title, picture, note)
 
