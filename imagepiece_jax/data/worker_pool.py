@@ -193,7 +193,7 @@ def _serve_tasks(memory_fd, result_fd, function_start, buffer_bytes, threads):
                     chunk = read_chunk(task_number, allocate)
                     result = chunk.pixels.shape, chunk._replace(pixels=None)
                 except Exception as error:
-                    error.add_note(traceback.format_exc())  # pickle drops it
+                    error.add_note(traceback.format_exc())  # pickle drops tracebacks
                     result = None, error
                 with send_lock:
                     pickle.dump((task_number, *result), result_stream)
