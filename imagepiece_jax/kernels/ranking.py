@@ -87,8 +87,8 @@ def reduce_largest(
 
     def pick_larger(left, right):  # of two (value, number)
         is_left = (left[0] > right[0]) | ((left[0] == right[0]) & (left[1] < right[1]))
-        pairs = zip(left, right, strict=True)
-        return tuple(jnp.where(is_left, *pair) for pair in pairs)
+        value = jnp.where(is_left, left[0], right[0])
+        return value, jnp.where(is_left, left[1], right[1])
 
     # One kernel on a GPU; the definition takes two.
     below_all = (np.asarray(-np.inf, values.dtype), highest_number)

@@ -82,8 +82,8 @@ def model_macs(model: ViT) -> float:
 
 def share_of_dense(model: ViT) -> float:
     """A model's MACs divided by the dense model's MACs."""
-    num_patches = math.prod(model.config.grid)
-    plan = plan_blocks(model.depth, num_patches, (), model.config.arch.prefix)
+    # Without a step, prefix tokens count like patches.
+    plan = plan_blocks(model.depth, model.config.num_tokens, (), num_prefix=0)
     return model_macs(model) / model_macs(model.clone(plan=plan))
 
 

@@ -1,7 +1,6 @@
 """From a config and a reduction, maybe a cost, to a model with a plan."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,8 +73,8 @@ def build_model(
 
     masked: plan for training, where methods with a mask keep all tokens
     """
-    num_patches = math.prod(config.grid)
-    dense_plan = plan_blocks(config.depth, num_patches, (), config.arch.prefix)
+    # Without a step, prefix tokens count like patches.
+    dense_plan = plan_blocks(config.depth, config.num_tokens, (), num_prefix=0)
     dense_model = ViT(config, dense_plan, execution)
     return with_plan(dense_model, Reduction.read(reduction), masked)
 

@@ -105,8 +105,9 @@ def make_own_variables(
     model_tensors, selector_tensors = split_selectors(tensors)
     for selector in selector_params(model_variables.variable_shapes(model)):
         model_tensors |= tensors_of_selector(selector, selector_tensors)
-    options = (title, fresh_parts, seed, known_variables)
-    return make_variables(model, model_tensors, *options)
+    return make_variables(
+        model, model_tensors, title, fresh_parts, seed, known_variables
+    )
 
 
 def list_missing_selectors(model: ViT, tensors: Arrays) -> tuple[str, ...]:

@@ -290,8 +290,7 @@ class ViT(nn.Module):
         shapes = {name: (1, count, dim) for name, count in counts.items() if count}
         params = [self.param(name, layers.NORMAL_INIT, shapes[name]) for name in shapes]
         prefix = [param.astype(self._part_dtype("patch_embed")) for param in params]
-        sizes = [(batch_size, *tokens.shape[1:]) for tokens in prefix]
-        return [*map(jnp.broadcast_to, prefix, sizes)]
+        return [jnp.broadcast_to(row, (batch_size, *row.shape[1:])) for row in prefix]
 
     def _make_stem(self):
         """Make the trained stem, or the FoldedStem of an Execution with `folded`."""

@@ -127,8 +127,9 @@ def check_results(plan: Sequence[BlockPlan], results: Sequence[object]) -> None:
 
     Raises InputError for a result that breaks the contract, with the step's block.
     """
-    steps = [item for item in enumerate(plan) if item[1].counts]  # (index, BlockPlan)
-    for (index, block_plan), result in zip(steps, results, strict=True):
+    step_blocks = [index for index, block_plan in enumerate(plan) if block_plan.counts]
+    for index, result in zip(step_blocks, results, strict=True):
+        block_plan = plan[index]
         counts: Any = block_plan.counts
         with titled_errors(f"block {index}, {type(block_plan.reducer).__name__}"):
             check_values(result, counts)

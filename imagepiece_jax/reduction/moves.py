@@ -45,9 +45,14 @@ def apply_result(
         y_and_x = coordinates[..., 0], coordinates[..., 1]  # [batch, tokens] each
         sums = [result.sum_slots(image_size * coordinate) for coordinate in y_and_x]
         coordinates = jnp.stack(sums, axis=-1) / result.sum_slots(image_size)[..., None]
-    state = dataclasses.replace(state, grid=None)  # reduced tokens have no grid
     return dataclasses.replace(
-        state, x=x, size=size, attn_size=attn_size, mask=mask, coordinates=coordinates
+        state,
+        x=x,
+        size=size,
+        attn_size=attn_size,
+        mask=mask,
+        coordinates=coordinates,
+        grid=None,  # reduced tokens have no grid
     )
 
 
@@ -63,10 +68,12 @@ def _apply_mixing(state, result):
         prefix_size = state.effective_size[:, : state.num_prefix]
         attn_size = jnp.concatenate([prefix_size, result.attn_size], axis=1)
     # All sizes are 1: every token mixes all patches, so patches cannot be counted.
-    size = jnp.ones(x.shape[:2], jnp.float32)
-    state = dataclasses.replace(state, mask=None, patches=None, grid=None)
-    return dataclasses.replace(
-        state, x=x, size=size, attn_size=attn_size, coordinates=coordinates
+    return TokenState(
+        x=x,
+        size=jnp.ones(x.shape[:2], jnp.float32),
+        coordinates=coordinates,
+        attn_size=attn_size,
+        num_prefix=state.num_prefix,
     )
 
 

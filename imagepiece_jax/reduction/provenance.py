@@ -79,8 +79,9 @@ def _follow_step(patch_path, result, tokens, fill):
     if fill == "nearest":  # a dropped patch has the feature of the nearest kept token
         nearest_slots = find_nearest_slots(tokens, result)
         source_token = compose_maps(nearest_slots, patch_path.source_token)
-        maps = {"token_of_patch": token_of_patch, "source_token": source_token}
-        return patch_path._replace(**maps)
+        return patch_path._replace(
+            token_of_patch=token_of_patch, source_token=source_token
+        )
     last_feature = None
     mixing = patch_path.before_mixing
     # After a Mixing, a patch has a part of every token, dropped tokens included.

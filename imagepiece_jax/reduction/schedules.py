@@ -141,10 +141,9 @@ def check_counts(counts: str | tuple[int, ...]) -> None:
     if isinstance(counts, str):
         split_schedule(counts)
         return
-    mistake = InputError(f"counts is {counts!r}; it must be one of {ALLOWED_COUNTS}")
-    if not isinstance(counts, tuple) or not counts:
-        raise mistake
-    for count in counts:
-        check_range("an entry of counts", count, least=1, whole=True)
-    if [*counts] != sorted(counts, reverse=True):
-        raise mistake
+    if isinstance(counts, tuple) and counts:
+        for count in counts:
+            check_range("an entry of counts", count, least=1, whole=True)
+        if [*counts] == sorted(counts, reverse=True):
+            return
+    raise InputError(f"counts is {counts!r}; it must be one of {ALLOWED_COUNTS}")

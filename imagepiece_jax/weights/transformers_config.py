@@ -30,8 +30,8 @@ TRANSFORMERS_GELUS = dict.fromkeys(TANH_GELU_NAMES, "tanh") | dict(
     gelu="exact", gelu_python="exact", quick_gelu="quick"
 )
 # Whole numbers of at least 1.
-COUNT_FIELDS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}
-COUNT_FIELDS |= {"intermediate_size"}
+COUNT_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+COUNT_FIELDS += ("intermediate_size",)
 INTERPOLATION_OF_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's constants
 RESCALE_FACTOR = 1 / 255
 # Files round RESCALE_FACTOR.
@@ -168,8 +168,9 @@ def parse_transformers(
     _check_fixed_fields(UNQUANTIZED_FIELDS, config_fields)
     _check_fixed_fields(model_type.fixed_fields, vision_fields)
     settings = _complete_fields(vision_fields, model_type.defaults)
-    for field in settings.keys() & COUNT_FIELDS:
-        check_range(field, settings[field], 1, whole=True)
+    for field in COUNT_FIELDS:
+        if field in settings:
+            check_range(field, settings[field], 1, whole=True)
     check_choice("num_channels", settings["num_channels"], [3])
     # transformers names a classifier in "architectures" only when it saves the model,
     # so other files may have a head without a name here.
