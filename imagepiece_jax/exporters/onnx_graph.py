@@ -264,8 +264,9 @@ class Graph:
         """(source, start) of rows sliced along `axis`; any other Value and 0."""
         kind, operands, _ = self._node_of_value[value.name]
         if kind == "Slice":
-            source, starts, _, axes, strides = operands
-            if (axes.array, strides.array) == (axis, 1):  # arrays of one number
+            source, starts, _, *axes_and_strides = operands
+            # Arrays of one number each; a Slice without strides has other operands.
+            if [each.array for each in axes_and_strides] == [axis, 1]:
                 return source, np.asarray(starts.array).item()
         return value, 0
 
