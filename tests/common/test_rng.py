@@ -43,3 +43,11 @@ def test_draws_stay_those_of_earlier_runs_for_any_split_of_positions():
     draw = jax.vmap(lambda key: jax.random.uniform(jax.random.split(key, 4)[0], (3,)))
     assert_close(draw(keys)[:, :2], UNIFORM, units=3)
     assert_close(jax.random.uniform(batch_key(5, 7, Purpose.MIX)), SHARED, units=3)
+
+
+def test_draws_of_neighboring_samples_are_uncorrelated():
+    """20,000 samples, to 5 sigma."""
+    keys = sample_keys(0, 0, np.arange(20_000), Purpose.DROP_PATH)
+    u = np.asarray(jax.vmap(jax.random.uniform)(keys)) - 0.5
+    assert abs(u.mean()) < 5 / np.sqrt(12 * u.size)
+    assert abs((u[1:] * u[:-1]).mean()) < 5 / (12 * np.sqrt(u.size))

@@ -64,3 +64,9 @@ def test_programs_take_turns_after_untimed_rests(world):
     assert seconds == {"a": [0.5, 0.5], "b": [0.25, 0.25]}
     turn = ["rest", a, "rest", b, b]
     assert world.log == [a, a, b, b, *turn, *turn]
+
+
+def test_speedups_are_paired_by_round():
+    assert timer.paired_speedups([1.0, 2.0, 4.0], [0.5, 1.0, 2.0]) == [2.0, 2.0, 2.0]
+    assert timer.find_spread([3.0, 1.0, 2.0, 10.0]) == (2.5, 1.0, 10.0)
+    assert Timing() == Timing(warmup=20, repeats=5, seconds=1.0)

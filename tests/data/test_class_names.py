@@ -46,7 +46,11 @@ SHORT = class_names.imagenet_names()
     "weights, names, message",
     [
         (("ant", DECOMPOSED), ("ant", COMPOSED), None),
-        (("ant", COMPOSED), (COMPOSED, "ant"), f"0 is 'ant', but '{COMPOSED}' in"),
+        (
+            ("ant", COMPOSED),
+            (COMPOSED, "ant"),
+            f"class 0 is 'ant', but '{COMPOSED}' in",
+        ),
         (("ant", "bee"), None, None),
         (("ant", "bee"), (None, "wasp"), "class 1 is 'bee', but 'wasp' in data"),
         (SHORT, SYNSETS, None),

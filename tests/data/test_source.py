@@ -79,8 +79,10 @@ def test_a_folders_classes_are_sorted_by_name(folder):
 
 
 def test_validation_images_may_be_class_folders_alone(folder):
-    for name in (f"folder:{folder}", f"{folder}/val"):
-        assert read_labels(open_source(name, "val", num_classes=2)) == [0, 1]
+    whole = open_source(f"folder:{folder}", "val", num_classes=2)
+    alone = open_source(f"{folder}/val", "val", num_classes=2)
+    assert image_names(alone) == image_names(whole)
+    assert read_labels(alone) == read_labels(whole) == [0, 1]
     with pytest.raises(FileNotFoundError, match=f"{folder}/val/train"):
         open_source(f"{folder}/val", "train")
     (folder / "train").rename(folder / "elsewhere")

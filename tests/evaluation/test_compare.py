@@ -106,7 +106,8 @@ def test_without_labels_outputs_are_compared(tmp_path, classes):
     pixels = small_photographs.draw(30)
     folder = small_photographs.write_photographs(tmp_path / "photos", 30)
     options = {"reductions": ["tome:r=6"], "workers": 0, "batch_size": 8}
-    report = compare.compare(vit, f"{folder}", image_sizes=[16], **options)
+    out = tmp_path / "out"
+    report = compare.compare(vit, f"{folder}", image_sizes=[16], out=out, **options)
 
     def compute_logits(pixels, reduction=None):
         normalized = normalize(pixels, vit.config.mean, vit.config.std)
@@ -120,6 +121,10 @@ def test_without_labels_outputs_are_compared(tmp_path, classes):
     order = np.random.default_rng(0).permutation(30)
     outputs["dense, images shuffled"] = outputs["dense"][order]
     assert {*report.figures} == {*outputs, "image_size=16"}
+    page = (out / "compare.md").read_text()
+    assert all(f"\n| `{name}` | " in page for name in report.figures)
+    assert "30 of folder:" in page and "acc1" not in page
+    assert ("cosine, mean" in page) == (classes == 0)
     for name, row_outputs in outputs.items():
         pair = row_outputs, outputs["dense"]
         expected = compare_outputs.measure_fidelity(*pair, bool(classes))

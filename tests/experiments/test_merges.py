@@ -74,7 +74,6 @@ def test_pairs_agree_with_slots(reducer, counts):
     result, pairs = run(reducer, counts, tokens)
     slots = merges.merged_slots(result)
     leaving, members = (merges.mark_merged_tokens(pairs, 19, x) for x in (False, True))
-    overlap = merges.percent_attended(members, tokens.cls_attn, 15)
     for image, dest in enumerate(np.asarray(result.slot_of_token)):
         left, partner = (np.asarray(side[image]) for side in pairs)
         assert (dest[left] == dest[partner]).all()
@@ -84,6 +83,9 @@ def test_pairs_agree_with_slots(reducer, counts):
         assert slots[image].tolist() == (filled > 1).tolist()
         assert members[image].tolist() == (filled[dest] > 1).tolist()
         assert np.flatnonzero(leaving[image]).tolist() == sorted(left)
-        attended = oracles.by_score(tokens.cls_attn[image])[:3]  # ceil(.15 * 19)
-        share = members[image][np.array(attended)].sum() / members[image].sum()
-        assert overlap[image] == pytest.approx(100 * share)
+        attended = np.array(oracles.by_score(tokens.cls_attn[image]))
+        for percent, count in ((15, 3), (70, 14)):  # ceil(.15 * 19), ceil(.7 * 19)
+            for marked in (leaving, members):
+                overlap = merges.percent_attended(marked, tokens.cls_attn, percent)
+                share = marked[image][attended[:count]].sum() / marked[image].sum()
+                assert overlap[image] == pytest.approx(100 * share)

@@ -128,3 +128,12 @@ def test_all_methods_get_the_same_squares(study, monkeypatch):
     assert cells[2].startswith(f"{100 * accuracy:.1f} [")
     masked = accuracy - 4 * np.mean(published.MASKS) / IMAGES
     assert cells[-1].startswith(f"{100 * masked:.1f} [")
+
+
+def test_mean_height_equals_many_points():
+    x, y = np.random.default_rng(0).uniform(0, 1, (2, 7))
+    order = np.argsort(x)
+    low, high = x[order[1]] + 0.01, x[order[5]]
+    many = np.interp(np.linspace(low, high, 200_001), x[order], y[order])
+    height = hyperspeed.mean_height(x, y, low, high)
+    assert height == pytest.approx(many.mean(), abs=1e-5)

@@ -45,6 +45,11 @@ def test_an_architecture_is_read_from_json():
     assert Architecture(**fields) == rotary_arch
 
 
+def test_pixels_beyond_whole_patches_and_registers_count():
+    model = tiny_vit.model(image_size=18, arch={"registers": 2})
+    assert model.plan[0].attn_tokens == 16 + 3  # two of 18 pixels are cut
+
+
 MAE = "vit_base_patch16_224.mae"  # as ToMe's authors use it
 
 
@@ -58,6 +63,7 @@ MAE = "vit_base_patch16_224.mae"  # as ToMe's authors use it
         ("deit_ti", "tome:prop_attn=False", {"prop_attn": True}, False),
         (MAE, "tome", {}, False),
         (MAE, "tome", {"prop_attn": True}, True),
+        ("vit_base_patch16_224.dino", "tome", {}, True),
     ],
 )
 def test_when_attention_is_proportional(name, reduction, given, used):

@@ -54,6 +54,12 @@ def test_conv_stem_equals_slow_convolutions(side, is_train):
     chex.assert_trees_all_close(dict(new), statistics, rtol=1e-5, atol=1e-6)
 
 
+def test_a_patch_of_2_to_the_k_takes_k_convolutions():
+    assert conv_stem_widths(384, 16) == (48, 96, 192, 384)
+    assert conv_stem_widths(64, 2) == (64,)
+    assert conv_stem_widths(64, 8) == (16, 32, 64)
+
+
 @pytest.mark.parametrize("patch_size, embed_dim", [(12, 384), (1, 384), (16, 100)])
 def test_an_impossible_conv_stem_is_named(patch_size, embed_dim):
     with refused(f"patch_size is {patch_size}", f"divides embed_dim, {embed_dim}"):

@@ -19,8 +19,10 @@ def dense():
     return tiny_vit.pretrained()
 
 
-def test_only_a_plan_made_by_hand_has_no_reduction(dense):
+def test_a_pretrained_made_by_hand_has_defaults(dense):
     assert dense.label == str(dense.reduction) == "none"
+    assert dense.preprocessing == Preprocessing(tiny_vit.SIDE)
+    assert (dense.class_names, dense.origin.path) == (None, None)
     early = tiny_vit.pretrained("token_learner:block=0")
     assert str(early.reduction) == "token_learner:block=0"
     by_hand = tiny_vit.model().clone(plan=early.model.plan)

@@ -56,6 +56,7 @@ def test_an_image_size_replaces_the_configs():
 def test_image_text_models_project_until_trained_on_classes():
     tags = {"openai": (512, "projection")}
     tags["openai_ft_in1k"] = (1000, "single_label_classification")
+    tags["laion2b_ft_in12k"] = (11821, "single_label_classification")
     for tag, head in tags.items():
         config = registry.model_config(f"vit_base_patch16_clip_224.{tag}")
         assert (config.num_classes, config.problem_type) == head

@@ -57,6 +57,7 @@ SLOW = {  # {name: (reduction, attention row in reducer inputs, score)}
     ),
     "mean row": (f"{tiny_vit.FUSED}:score=mean", "mean_attn", "mean"),
 }
+ROWS = ("cls_attn", "mean_attn", "cls_and_mean_attn")
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -83,6 +84,7 @@ def test_a_model_equals_a_slow_deit_with_the_same_moves(name):
             record = records[b][block]
             attention = record.query, record.key, record.size
             slow_scores = oracles_peaks.scores(score, *attention)
+            assert [each for each in ROWS if getattr(inputs, each) is not None] == [row]
             assert_outputs_close(getattr(inputs, row)[b], slow_scores[1:])
             assert_outputs_close(inputs.x[b], record.x[1:])
             if name == "token" and inputs.metric is not None:
@@ -207,7 +209,7 @@ def test_post_norms_end_the_branches():
 def test_without_a_pool_logits_are_all_tokens():
     model = tiny_vit.model(tiny_vit.EVIT, arch={"pool": "none"}, num_classes=0)
     out = tiny_vit.compiled(model.apply)(tiny_vit.variables(model), tiny_vit.images())
-    chex.assert_shape(out.logits, (..., model.plan[-1].mlp_tokens, tiny_vit.WIDTH))
+    chex.assert_shape(out.logits, (3, model.plan[-1].mlp_tokens, tiny_vit.WIDTH))
     np.testing.assert_array_equal(out.logits, out.tokens)
     np.testing.assert_array_equal(out.pooled, out.tokens)
 

@@ -205,6 +205,8 @@ def test_a_cycle_of_imagepiece_merges_twice_and_prunes_once(depth, merge, prune)
     rules = {step.block: type(step.rule) for step in steps}
     merge_rules = dict.fromkeys(merge, block_plan.MergeCandidates)
     assert rules == merge_rules | dict.fromkeys(prune, block_plan.KeepShare)
+    assert all(step.site == "mid" for step in steps)
+    block_plan.plan_blocks(depth, 196, steps)
 
 
 @pytest.mark.parametrize(

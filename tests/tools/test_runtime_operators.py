@@ -79,7 +79,8 @@ def test_every_graph_has_webgpus_operators(graphs):
 
 def test_only_quantizations_of_int8_leave(tmp_path):
     """onnxruntime's WebGPU has no QuantizeLinear, even for a dense model."""
-    vit = tiny_vit.pretrained("evit:keep_rate=0.6:blocks=(0,)", depth=2)
+    model = short_model("peaks")
+    vit = Pretrained(model, tiny_vit.variables(model))
     file = imagepiece_jax.export(vit, tmp_path / "m.onnx")
     graph = onnx_format.quantize_graph(programs.open_program(file), draw(1))
     assert {kind for kind, _ in count_leaving_nodes(graph)} == {"QuantizeLinear"}

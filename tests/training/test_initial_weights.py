@@ -58,6 +58,8 @@ def test_a_teachers_weights_must_fit(saved_weights):
     chex.assert_trees_all_equal(teacher_variables(tiny_config(fields)), variables)
     with refused("config.", "needs (48,)"):
         teacher_variables(tiny_config(fields, **{"model.embed_dim": 16}))
+    with refused("config.", "was trained with 'exact'"):
+        teacher_variables(tiny_config(fields, **{"model.arch.gelu": "tanh"}))
 
 
 TOME = "tome:r=2"

@@ -129,8 +129,9 @@ def test_positions_with_and_without_the_prefix(tmp_path, included, side):
 
 def test_a_folders_damaged_config_is_named(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    other = b'{"peft_type": "LORA"}'
-    for content, problem in ((b"\xff", "not JSON"), (other, "describes no run and")):
+    contents = {b"\xff": "not JSON"}
+    contents[b'{"peft_type": "LORA"}'] = "describes no run and no model"
+    for content, problem in contents.items():
         (tmp_path / "config.json").write_bytes(content)
         with refused(tmp_path, "config.json", problem):
             imagepiece_jax.load(tmp_path)
