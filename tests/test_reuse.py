@@ -70,9 +70,10 @@ def test_changed_settings_refuse_a_features_file(vit, tmp_path):
     file = tmp_path / "vectors.sqlite"
     write_features(vit, photographs, file)
     before = file.read_bytes()
+    models = changed_models(vit)
     for name in ("weights", "mean", "crop", "reduction"):
         with refused("was made with", name):
-            write_features(changed_models(vit)[name], photographs, file)
+            write_features(models[name], photographs, file)
     with refused("was made with", "patches"):
         write_features(vit, photographs, file, patches=True)
     assert file.read_bytes() == before

@@ -81,8 +81,9 @@ ARCHITECTURE_CASES = [
 ]
 # The last block attends to merged tokens after a prune, or to means.
 for planes, reduction, depth in (("halves", MERGED, 3), ("neighbors", MEANS, 2)):
-    names = (n for n in sorted(ROTARY.values()) if planes in str(ARCHITECTURES[n]))
-    ARCHITECTURE_CASES.append((next(names), reduction, depth))
+    names = sorted(ROTARY.values())
+    name = next(n for n in names if ARCHITECTURES[n].rotary.planes == planes)
+    ARCHITECTURE_CASES.append((name, reduction, depth))
 
 
 @pytest.mark.parametrize("name, reduction, depth", ARCHITECTURE_CASES)

@@ -33,7 +33,6 @@ def fork(words, cwd=ROOT, env=None, stdout=None, stderr=None):
 
     stdout, stderr: open files; None: the test's own
     """
-
     opened = stdout or sys.__stdout__, stderr or sys.__stderr__
     # multiprocessing passes open files only as connections.
     files = [connection.Connection(os.dup(file.fileno())) for file in opened]

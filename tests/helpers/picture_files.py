@@ -43,9 +43,8 @@ def write_plain(folder, *names, color=(0, 0, 0), side=16):
 
 def write_damaged(folder, side):
     """Write a folder with two images, a.png and c.png, and a damaged b.png."""
-    for path, name in zip(
-        write_images(folder, noise(2, side, side)), "ac", strict=True
-    ):
-        path.rename(folder / f"{name}.png")
+    first, second = write_images(folder, noise(2, side, side))
+    first.rename(folder / "a.png")
+    second.rename(folder / "c.png")
     (folder / "b.png").write_bytes(b"no image")
     return folder

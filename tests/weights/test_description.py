@@ -72,11 +72,7 @@ def with_arguments(name="vit_small_patch14_reg4_dinov2", **arguments):
         # beyond all floats
         (VIT_CONFIG | {"layer_norm_eps": 10**309}, {}, "it has an unknown field: int"),
         ({"model_type": "resnet"}, {}, "model_type"),
-        (
-            CLASSIFIER | {"problem_type": "multi"},
-            {},
-            "problem_type",
-        ),
+        (CLASSIFIER | {"problem_type": "multi"}, {}, "problem_type"),
         (VIT_CONFIG | QUANTIZED, {}, "quantization_config"),
         (SIGLIP | {"vision_use_head": False}, {}, "vision_use_head"),
         (DINOV3 | {"value_bias": False}, {}, BIASES),
@@ -98,16 +94,8 @@ def with_arguments(name="vit_small_patch14_reg4_dinov2", **arguments):
         (with_arguments(act_layer="relu"), {}, "model_args.act_layer"),
         (with_arguments("vit_small_patch16_dinov3", reg_tokens=1), {}, "model_args"),
         (with_arguments(global_pool="max"), {}, "model_args.global_pool"),
-        (
-            with_arguments(GATED, act_layer="gelu"),
-            {},
-            "model_args.act_layer",
-        ),
-        (
-            with_arguments(DISTILLED, fc_norm=True),
-            {},
-            "model_args.fc_norm",
-        ),
+        (with_arguments(GATED, act_layer="gelu"), {}, "model_args.act_layer"),
+        (with_arguments(DISTILLED, fc_norm=True), {}, "model_args.fc_norm"),
     ],
 )
 def test_an_unsupported_field_is_named(config, processor, field):

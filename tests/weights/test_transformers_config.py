@@ -117,9 +117,8 @@ TWO = {"id2label": {"0": "a", "1": "b"}}
     ],
 )
 def test_problem_types_equal_transformers_pipeline(fields, task):
-    assert (
-        config_files.parse_transformers(CLASSIFIER_CONFIG | fields).problem_type == task
-    )
+    parsed = config_files.parse_transformers(CLASSIFIER_CONFIG | fields)
+    assert parsed.problem_type == task
 
 
 def test_a_towers_missing_fields_are_clips():
