@@ -104,9 +104,9 @@ def test_whole_models(reduction, dtype, roundings):
     assert_forms_agree(dtype, logits, variables["params"], roundings=roundings)
 
 
-@pytest.mark.parametrize("forms", [contextlib.nullcontext, kernels.reference_forms])
+@pytest.mark.parametrize("form", [contextlib.nullcontext, kernels.reference_forms])
 @pytest.mark.parametrize("variant", ["exact", "tanh", "quick"])
-def test_slope_of_gelu_equals_differences(variant, forms):
+def test_slope_of_gelu_equals_differences(variant, form):
     """Central differences in float64. The chosen form saves its input alone."""
     x = np.append(np.linspace(-6, 6, 241), [-300, 300])
     definition = functools.partial(oracles.gelu, form=variant)
@@ -114,10 +114,10 @@ def test_slope_of_gelu_equals_differences(variant, forms):
 
     @tiny_vit.compiled
     def value_and_slope(x):
-        with forms():
+        with form():
             value, pull = jax.vjp(lambda x: gelu(x, variant), x)
         saved = [leaf.shape for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape")]
-        assert saved == [x.shape] or forms is kernels.reference_forms
+        assert saved == [x.shape] or form is kernels.reference_forms
         return value, *pull(jnp.ones_like(x))
 
     value, slope = value_and_slope(x.astype(np.float32))

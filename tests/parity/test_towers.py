@@ -1,4 +1,3 @@
-import functools
 import json
 
 import numpy as np
@@ -9,7 +8,7 @@ import transformers
 
 import imagepiece_jax
 from imagepiece_jax.exporters.export import export
-from tests.parity.test_hub_folders import LABELS, clip, of
+from tests.parity.test_hub_folders import LABELS, SIGLIP, clip, of
 from tools import originals
 from tools.originals import CLASSES
 
@@ -34,7 +33,6 @@ STATES = ["last_hidden_state", "pooler_output"]
 CLASSIFIER = of("ViTForImageClassification", id2label=LABELS)
 UNNAMED = of("ViTForImageClassification", num_labels=3)
 PROJECTED = of("CLIPVisionModelWithProjection", projection_dim=CLASSES)
-SIGLIP = functools.partial(transformers.SiglipModel, originals.siglip_config())
 # {name: (model, the graph's file, names of its outputs)}
 TOWERS = {
     "CLIP": (lambda: transformers.CLIPModel(clip()), VISION, ["image_embeds"]),
